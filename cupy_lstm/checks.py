@@ -1,0 +1,244 @@
+"""Checks of what a caller passes: each raises with the argument, what came, and what would do."""
+
+from math import inf
+from numbers import Integral, Real
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+
+
+def checked_integer(argument: str, value: object, minimum: int = 1) -> int:
+    """Return `value` as an int that is at least `minimum`.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument, for the message.
+    value : int
+        What came; NumPy's integers are accepted.
+    minimum : int
+        Smallest accepted value.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer; a bool is none.
+    ValueError
+        If it is smaller than `minimum`.
+    """
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{argument} must be an integer, received {value!r}")
+    if value < minimum:
+        raise ValueError(f"{argument} must be at least {minimum}, received {value}")
+    return int(value)
+
+
+def checked_number(
+    argument: str,
+    value: object,
+    low: float = 0.0,
+    high: float = inf,
+    *,
+    low_included: bool = True,
+) -> float:
+    """Return `value` as a float that lies between `low` and `high`, `high` itself excluded.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument, for the message.
+    value : float
+        What came; NumPy's real scalars are accepted.
+    low, high : float
+        Bounds of the interval.
+    low_included : bool
+        Whether `low` itself is accepted.
+
+    Raises
+    ------
+    TypeError
+        If it is no real number; a bool is none.
+    ValueError
+        If it lies outside the interval, or is not a number.
+    """
+    if isinstance(value, bool | numpy.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number, received {value!r}")
+    number = float(value)
+    if not (low <= number < high) or (number == low and not low_included):
+        bracket = "[" if low_included else "("
+        raise ValueError(f"{argument} must lie in {bracket}{low:g}, {high:g}), received {value}")
+    return number
+
+
+def checked_probability(argument: str, value: object) -> float:
+    """Return `value` as a float in [0, 1].
+
+    Raises
+    ------
+    TypeError
+        If it is no real number; a bool is none.
+    ValueError
+        If it is outside [0, 1] or NaN.
+    """
+    if isinstance(value, bool | numpy.bool_) or not isinstance(value, Real):
+        raise TypeError(f"{argument} must be a number in [0, 1], received {value!r}")
+    number = float(value)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{argument} must be in [0, 1], received {value}")
+    return number
+
+
+def checked_boolean(argument: str, value: object) -> bool:
+    """Return `value` if it is a bool; raise a ValueError otherwise."""
+    if not isinstance(value, bool | numpy.bool_):
+        raise ValueError(f"{argument} must be True or False, received {value!r}")
+    return bool(value)
+
+
+def checked_name(value: object) -> str | None:
+    """Return `value` if it is a string or None; raise a TypeError otherwise."""
+    if value is not None and not isinstance(value, str):
+        raise TypeError(f"name must be a string or None, received {value!r}")
+    return value
+
+
+def checked_projection(value: object, hidden_size: int) -> int:
+    """Return `value` as a projection size below `hidden_size`; 0 means none.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer.
+    ValueError
+        If it is negative or not below `hidden_size`.
+    """
+    size = checked_integer("proj_size", value, 0)
+    if size >= hidden_size:
+        raise ValueError(
+            f"proj_size must be smaller than hidden_size {hidden_size}, received {size}"
+        )
+    return size
+
+
+def seeded_generator(seed: object) -> numpy.random.Generator:
+    """Return a generator for `seed`, which is None or an integer that is not negative."""
+    return numpy.random.default_rng(None if seed is None else checked_integer("seed", seed, 0))
+
+
+def checked_array(
+    argument: str, value: object, reference: Array, owner: str, shape: tuple[int | None, ...]
+) -> Array:
+    """Return `value` if it is an array as wanted.
+
+    Parameters
+    ----------
+    argument : str
+        Name of the argument.
+    value : object
+        What came.
+    reference : array
+        Has the module, device and dtype that are wanted.
+    owner : str
+        What `reference` is, in the plural: ``"the weights"``.
+    shape : tuple of int or None
+        Wanted shape; None where any size will do.
+
+    Raises
+    ------
+    TypeError
+        If it is no array, or not where `reference` is.
+    ValueError
+        If dtype or shape differ.
+    """
+    require_same_place(argument, value, reference, owner)
+    array: Array = value
+    if array.dtype != reference.dtype:
+        raise ValueError(
+            f"{argument} has dtype {array.dtype}, but {owner} have {reference.dtype}: "
+            f"convert it with .astype({str(reference.dtype)!r})"
+        )
+    fits = len(shape) == array.ndim and all(
+        wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
+    )
+    if not fits:
+        sizes = ", ".join("any" if size is None else str(size) for size in shape)
+        raise ValueError(f"{argument} has shape {list(array.shape)}, but must have shape [{sizes}]")
+    return array
+
+
+def checked_pair(argument: str, value: object, what: str = "(h, c)") -> tuple[Any, Any]:
+    """Return `value` as a pair.
+
+    Raises
+    ------
+    TypeError
+        If it is neither tuple nor list.
+    ValueError
+        If it has not two elements.
+    """
+    if not isinstance(value, tuple | list):
+        raise TypeError(f"{argument} must be a tuple {what}, received {type(value).__name__}")
+    if len(value) != 2:
+        raise ValueError(f"{argument} must be a tuple {what}, received {len(value)} elements")
+    return value[0], value[1]
+
+
+def checked_lengths(
+    value: object, batch: int, steps: int, reference: Array, check: bool
+) -> Array | None:
+    """Return valid lengths as an int64 array [B] where `reference` is.
+
+    Parameters
+    ----------
+    value : array-like of int [B] or [B,1], or None
+        On the host, or where `reference` is.
+    batch, steps : int
+        B and T.
+    reference : array
+        An input of the same call.
+    check : bool
+        Whether to read back and check lengths that are on a GPU, which synchronises. Lengths on
+        the host are always checked; unchecked ones act as if clamped to [0, T].
+
+    Raises
+    ------
+    TypeError
+        If it is no array-like of numbers, or an array on another GPU.
+    ValueError
+        If it holds no integers, its size is not B, or a length is outside [0, T].
+    """
+    if value is None:
+        return None
+    argument, xp = "sequence_length", array_module(reference)
+    array: Array = value
+    if not is_array(value):
+        try:
+            array = numpy.asarray(value)
+        except ValueError:
+            raise ValueError(
+                f"{argument} must be one integer for each row, received {value!r}"
+            ) from None
+        if array.size == 0:
+            array = array.astype("int64")
+    elif not isinstance(value, numpy.ndarray):
+        require_same_place(argument, value, reference, "the inputs")
+    if array.dtype.kind not in "iufb":
+        raise TypeError(f"{argument} must hold integers, received {type(value).__name__}")
+    if array.dtype.kind not in "iu":
+        raise ValueError(f"{argument} must hold integers, received dtype {array.dtype}")
+    if array.shape not in ((batch,), (batch, 1)):
+        raise ValueError(
+            f"{argument} has shape {list(array.shape)}, but must have shape [{batch}], "
+            "one length for each row"
+        )
+    array = array.reshape(batch)
+    if isinstance(array, numpy.ndarray) or check:
+        host = array if isinstance(array, numpy.ndarray) else array.get()
+        wrong = numpy.flatnonzero((host < 0) | (host > steps))
+        if wrong.size:
+            row = int(wrong[0])
+            limit = "a length cannot be negative" if host[row] < 0 else f"inputs have {steps} steps"
+            raise ValueError(f"{argument}[{row}] is {host[row]}, but {limit}")
+    return xp.asarray(array, dtype="int64")

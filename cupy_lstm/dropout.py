@@ -1,0 +1,72 @@
+"""Dropout whose mask is a function of logical position: recomputed when needed, never stored.
+
+The bits come from Philox4x64-10 (Salmon et al., 2011, as `numpy.random.Philox`) with the key
+(seed, call). The counter is (block, t, layer, 0), lowest word first, with
+block = row * ceil(F / 8) + feature // 8: each block of four 64-bit words holds the 32-bit values
+of eight neighbouring features, lowest half first. An element is dropped where its value is below
+p * 2^32. So a mask depends on no layout, engine or chunk, nor on how a batch is split: a part
+that starts at row r of the whole batch says so with `first_row`.
+"""
+
+from dataclasses import dataclass
+
+import numpy
+
+from cupy_lstm.backend import Array, HostArray, array_module
+
+LANES = 8
+"""32-bit values in one Philox block."""
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout between the layers of one call.
+
+    Attributes
+    ----------
+    probability : float
+        Of dropping an element, in [0, 1].
+    seed, call : int
+        Key of the mask, each in [0, 2^64).
+    first_row : int
+        Row of the whole batch that this call's row 0 is.
+    """
+
+    probability: float
+    seed: int
+    call: int
+    first_row: int = 0
+
+    def apply(self, array: Array, layer: int) -> None:
+        """Drop elements of an array [T,B,F] in place; scale the others by 1 / (1 - p).
+
+        Parameters
+        ----------
+        array : array [T,B,F]
+            Input of a layer, or its gradient; in time order.
+        layer : int
+            The layer whose input it is.
+        """
+        if self.probability == 1:
+            array[...] = 0
+            return
+        xp = array_module(array)
+        T, B, F = array.shape
+        scale = array.dtype.type(1 / (1 - self.probability))
+        for t in range(T):
+            kept = self.kept(layer, t, B, F)
+            xp.multiply(array[t], xp.asarray(kept * scale), out=array[t])
+
+    def kept(self, layer: int, t: int, B: int, F: int) -> HostArray:
+        """Return which elements of time `t` are kept, bool [B,F] on the host."""
+        blocks = -(-F // LANES)
+        counter = layer << 128 | t << 64 | self.first_row * blocks
+        # NumPy advances the counter before it draws.
+        philox = numpy.random.Philox(
+            key=self.call << 64 | self.seed, counter=(counter - 1) % 2**256
+        )
+        words = philox.random_raw(B * blocks * 4)
+        values = words.astype("<u8", copy=False).view("<u4").reshape(B, blocks * LANES)[:, :F]
+        threshold = min(round(self.probability * 2**32), 2**32 - 1)
+        kept: HostArray = values >= numpy.uint32(threshold)
+        return kept

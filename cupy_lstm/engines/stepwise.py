@@ -1,0 +1,357 @@
+"""The engine that always works: a loop over the steps in Python, on NumPy and CuPy alike.
+
+Each step is one GEMM for all directions and the gates. What does not depend on the recurrence is
+done for a chunk of steps at once: the input projection before the loop, the weight gradients
+and the input gradient after it. Nothing is allocated inside the loop.
+"""
+
+from dataclasses import dataclass
+
+import numpy
+
+from cupy_lstm import gates
+from cupy_lstm.backend import Array, array_module
+from cupy_lstm.gemm import matmul, matmul_add
+from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
+from cupy_lstm.steps import Directions, gather, padding_mask, scatter, scatter_add
+
+
+@dataclass
+class Tape:
+    """What backward needs of a forward over a range of steps, in step order.
+
+    Attributes
+    ----------
+    x : array [T,B,I]
+        The input, by reference.
+    h0 : array [D,B,P]
+        Output before the first step.
+    c : array [D,n+1,B,H]
+        Cell state before the first step and after each.
+    gates : array [D,n,B,4H]
+        Activated gates; backward turns them into their gradients.
+    """
+
+    x: Array
+    weights: LayerWeights
+    lengths: Array | None
+    reverse: Directions
+    steps: range
+    chunk: int
+    h0: Array
+    c: Array
+    gates: Array
+
+
+def forward(
+    x: Array,
+    weights: LayerWeights,
+    states: States,
+    lengths: Array | None,
+    *,
+    reverse: Directions,
+    y: Array,
+    cells: Array | None = None,
+    keep: bool,
+    steps: range | None = None,
+    chunk: int,
+) -> tuple[States, Tape | None]:
+    """Run one layer forward over a range of steps.
+
+    Parameters
+    ----------
+    x : array [T,B,I]
+        Input in time order, any strides. Padding is never used, whatever it holds.
+    weights : LayerWeights
+        Weights of the layer, [D,...] each.
+    states : tuple of array [D,B,P] and [D,B,H]
+        h and c before the first of the steps.
+    lengths : array [B] of int, or None
+        Valid times of each row, clamped to 0..T by their use.
+    reverse : Directions
+        Which directions run from the end.
+    y : array [T,B,D,P]
+        Receives the outputs of these steps, zero in padding; any strides.
+    cells : array [T,B,D,H], optional
+        Receives the cell states of these steps, zero in padding.
+    keep : bool
+        Whether to return a tape.
+    steps : range, optional
+        Default: all of them.
+    chunk : int
+        Steps to take at once outside the recurrence.
+
+    Returns
+    -------
+    states : tuple of array [D,B,P] and [D,B,H]
+        h and c after the last step, new arrays.
+    tape : Tape or None
+        For `backward`.
+    """
+    T, B = x.shape[:2]
+    steps = range(T) if steps is None else steps
+    _, _, I, H, P, D = layer_shape(T, B, weights)  # noqa: E741
+    xp, dtype, n = array_module(x), x.dtype, min(chunk, len(steps))
+    kept = len(steps) if keep else n
+    z_kept = xp.empty((D, kept, B, 4 * H), dtype)
+    c_kept = xp.empty((D, kept + 1, B, H), dtype)
+    h_chunk = xp.empty((D, n + 1, B, P), dtype)
+    x_chunk = xp.empty((D, n, B, I), dtype)
+    recurrence = _Recurrence(weights, B)
+    bias = _bias_sum(weights)
+    h, c = states[0].copy(), states[1].copy()
+    for start in range(0, len(steps), n or 1):
+        part = steps[start : start + n]
+        first, k = start if keep else 0, len(part)
+        padding = padding_mask(lengths, part, T, reverse)
+        inputs = gather(x, part, reverse, padding, out=x_chunk[:, :k])
+        z, c_steps = z_kept[:, first : first + k], c_kept[:, first : first + k + 1]
+        h_steps = h_chunk[:, : k + 1]
+        h_steps[:, 0], c_steps[:, 0] = h, c
+        matmul(_rows(inputs), weights.weight_ih.swapaxes(1, 2), out=_rows(z))
+        if bias is not None:
+            xp.add(z, bias, out=z)
+        recurrence.run(z, h_steps, c_steps, padding)
+        scatter(h_steps[:, 1:], part, reverse, padding, out=y)
+        if cells is not None:
+            scatter(c_steps[:, 1:], part, reverse, padding, out=cells)
+        h[...], c[...] = h_steps[:, k], c_steps[:, k]
+    if not keep:
+        return (h, c), None
+    c_kept[:, 0] = states[1]
+    h0 = states[0].copy()
+    return (h, c), Tape(x, weights, lengths, reverse, steps, chunk, h0, c_kept, z_kept)
+
+
+class _Recurrence:
+    """The loop of a forward pass and its scratch."""
+
+    def __init__(self, weights: LayerWeights, B: int) -> None:
+        xp, dtype = array_module(weights.weight_hh), weights.weight_hh.dtype
+        D, gate_rows, _ = weights.weight_hh.shape
+        self.weight_hh = weights.weight_hh.swapaxes(1, 2)
+        self.weight_ho = weights.weight_ho
+        self.product = xp.empty((D, B, gate_rows), dtype)
+        self.cell = xp.empty((D, B, gate_rows // 4), dtype)
+        self.m = None if self.weight_ho is None else xp.empty_like(self.cell)
+
+    def run(self, z: Array, h: Array, c: Array, padding: Array | None) -> None:
+        """Run over z [D,n,B,4H]; h [D,n+1,B,P] and c [D,n+1,B,H] hold the state at 0."""
+        xp = array_module(z)
+        with numpy.errstate(over="ignore"):
+            for s in range(z.shape[1]):
+                z_step, h_next, c_next = z[:, s], h[:, s + 1], c[:, s + 1]
+                matmul_add(h[:, s], self.weight_hh, z_step, self.product)
+                m = h_next if self.m is None else self.m
+                gates.forward(z_step, c[:, s], c_next, m, self.cell)
+                if self.m is not None:
+                    matmul(m, self.weight_ho, out=h_next)
+                if padding is not None:
+                    xp.copyto(h_next, h[:, s], where=padding[:, s])
+                    xp.copyto(c_next, c[:, s], where=padding[:, s])
+
+
+def backward(
+    tape: Tape,
+    dy: Array | None,
+    dstates: tuple[Array | None, Array | None],
+    dcells: Array | None = None,
+    *,
+    wanted: Wanted,
+    gradients: LayerGradients,
+    dx: Array | None,
+) -> States:
+    """Run one layer backward over the steps of a tape, by exact backpropagation through time.
+
+    Parameters
+    ----------
+    tape : Tape
+        Of `forward`; used up.
+    dy : array [T,B,D,P] or None
+        Gradient of the outputs, any strides; padding is not used.
+    dstates : tuple of array [D,B,P] or None, and array [D,B,H] or None
+        Gradient of h and c after the last step.
+    dcells : array [T,B,D,H] or None
+        Gradient of the cell states of all steps.
+    wanted : Wanted
+        Whose weight gradients are needed.
+    gradients : LayerGradients
+        Arrays to add them into.
+    dx : array [T,B,I] or None
+        Receives, added, the gradient of the input.
+
+    Returns
+    -------
+    tuple of array [D,B,P] and [D,B,H]
+        Gradient of h and c before the first step.
+    """
+    run = _Backward(tape, dstates, wanted, gradients)
+    for start in reversed(range(0, len(tape.steps), run.n or 1)):
+        part = tape.steps[start : start + run.n]
+        padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
+        z = tape.gates[:, start : start + len(part)]
+        h_prev = run.prepare(start, z, padding)
+        dh_steps = run.dh_steps[:, : len(part)]
+        dcell_steps = None
+        if dy is None:
+            dh_steps[...] = 0
+        else:
+            gather(dy, part, tape.reverse, padding, out=dh_steps)
+        if dcells is not None:
+            out = array_module(z).empty((*z.shape[:3], dcells.shape[3]), z.dtype)
+            dcell_steps = gather(dcells, part, tape.reverse, padding, out)
+        run.recur(z, dh_steps, dcell_steps, padding)
+        run.add_input_gradients(z, part, padding, dx)
+        run.add_recurrent_gradients(z, h_prev, dh_steps)
+    return run.dh, run.dc
+
+
+class _Backward:
+    """One backward pass, chunk by chunk from the last one down, and its workspace.
+
+    Attributes
+    ----------
+    dh, dc : array [D,B,P], [D,B,H]
+        Gradient of the states, after the chunk, then before it.
+    x : array [D,n,B,I]
+        Input of a chunk, then its gradient.
+    h : array [D,n+1,B,P]
+        Outputs before the chunk's first step and after each.
+    dh_steps : array [D,n,B,P]
+        Gradient of the outputs, then the whole gradient of h after each step.
+    m : array [D,n,B,H] or None
+        Cell outputs before the projection, where there is one.
+    forget, dc_factor : array [D,n,B,H]
+        Of `gates.backward_factors`.
+    """
+
+    def __init__(
+        self,
+        tape: Tape,
+        dstates: tuple[Array | None, Array | None],
+        wanted: Wanted,
+        gradients: LayerGradients,
+    ) -> None:
+        self.tape, self.weights = tape, tape.weights
+        self.wanted, self.gradients = wanted, gradients
+        xp, dtype = array_module(tape.x), tape.x.dtype
+        T, B = tape.x.shape[:2]
+        _, _, I, H, P, D = layer_shape(T, B, tape.weights)  # noqa: E741
+        self.n = n = min(tape.chunk, len(tape.steps))
+        dh, dc = dstates
+        self.dh = xp.zeros((D, B, P), dtype) if dh is None else dh.copy()
+        self.dc = xp.zeros((D, B, H), dtype) if dc is None else dc.copy()
+        self.x = xp.empty((D, n, B, I), dtype)
+        self.h = xp.empty((D, n + 1, B, P), dtype)
+        self.dh_steps = xp.empty((D, n, B, P), dtype)
+        self.forget = xp.empty((D, n, B, H), dtype)
+        self.dc_factor = xp.empty((D, n, B, H), dtype)
+        self.cell = xp.empty((D, B, H), dtype)
+        projected = tape.weights.weight_ho is not None
+        self.m = xp.empty((D, n, B, H), dtype) if projected else None
+        self.dm = xp.empty((D, B, H), dtype) if projected else None
+        # Scratch for the largest weight gradient, before it is added.
+        self.product = xp.empty(D * max(4 * H * I, 4 * H * P), dtype)
+
+    def prepare(self, start: int, z: Array, padding: Array | None) -> Array:
+        """Turn the gates z [D,k,B,4H] into factors; return h before each step [D,k,B,P].
+
+        The outputs are computed again from gates and c. So nobody's change to y matters, and a
+        row that was in padding one step before gets its true previous h: the initial state.
+        """
+        xp, weight_ho, h0, k = array_module(z), self.weights.weight_ho, self.tape.h0, z.shape[1]
+        c = self.tape.c[:, start : start + k + 1]
+        h = self.h[:, : k + 1]
+        m = h[:, 1:] if self.m is None else self.m[:, :k]
+        forget, dc_factor = self.forget[:, :k], self.dc_factor[:, :k]
+        self._output_before(start, h[:, 0])
+        gates.backward_factors(z, c[:, :-1], c[:, 1:], m, forget, dc_factor)
+        if padding is not None:
+            # With these factors a step in padding hands the gradients on as they came.
+            for factors, value in ((z, 0), (m, 0), (dc_factor, 0), (forget, 1)):
+                xp.copyto(factors, value, where=padding)
+        if weight_ho is not None:
+            matmul(_rows(m), weight_ho, out=_rows(h[:, 1:]))
+        if padding is not None:
+            xp.copyto(h[:, 1:], h0[:, None], where=padding)
+        return h[:, :-1]
+
+    def _output_before(self, start: int, out: Array) -> None:
+        """Write the output before the step `start` into out [D,B,P]."""
+        tape, weight_ho, xp = self.tape, self.weights.weight_ho, array_module(out)
+        if start == 0:
+            out[...] = tape.h0
+            return
+        # That step's gates are still as forward left them: chunks are taken from the last down.
+        m = out if weight_ho is None else self.cell
+        xp.tanh(tape.c[:, start], out=m)
+        xp.multiply(m, gates.split(tape.gates[:, start - 1])[3], out=m)
+        if weight_ho is not None:
+            matmul(m, weight_ho, out=out)
+        step = tape.steps[start - 1 : start]
+        padding = padding_mask(tape.lengths, step, tape.x.shape[0], tape.reverse)
+        if padding is not None:
+            xp.copyto(out, tape.h0, where=padding[:, 0])
+
+    def recur(
+        self, z: Array, dh_steps: Array, dcell_steps: Array | None, padding: Array | None
+    ) -> None:
+        """Run the recurrence back: z [D,k,B,4H] holds factors and becomes dz."""
+        xp, weight_hh, weight_ho = array_module(z), self.weights.weight_hh, self.weights.weight_ho
+        for s in reversed(range(z.shape[1])):
+            z_step, dm = z[:, s], dh_steps[:, s]
+            xp.add(dm, self.dh, out=dm)
+            if dcell_steps is not None:
+                xp.add(self.dc, dcell_steps[:, s], out=self.dc)
+            if weight_ho is not None:
+                matmul(dm, weight_ho.swapaxes(1, 2), out=self.dm)
+                dm = self.dm
+            forget, dc_factor = self.forget[:, s], self.dc_factor[:, s]
+            gates.backward(z_step, forget, dc_factor, dm, self.dc, self.cell)
+            matmul(z_step, weight_hh, out=self.dh)
+            if padding is not None:
+                xp.copyto(self.dh, dh_steps[:, s], where=padding[:, s])
+
+    def add_input_gradients(
+        self, dz: Array, part: range, padding: Array | None, dx: Array | None
+    ) -> None:
+        """Add what dz [D,k,B,4H] of a chunk means for weight_ih and for the input."""
+        tape, x_steps = self.tape, self.x[:, : len(part)]
+        if self.wanted.weight_ih is not None:
+            x = gather(tape.x, part, tape.reverse, padding, out=x_steps)
+            self._add_product(dz, x, self.wanted.weight_ih, self.gradients.weight_ih)
+        if dx is not None:
+            matmul(_rows(dz), self.weights.weight_ih, out=_rows(x_steps))
+            scatter_add(x_steps, part, tape.reverse, out=dx)
+
+    def add_recurrent_gradients(self, dz: Array, h_prev: Array, dh: Array) -> None:
+        """Add what dz [D,k,B,4H], h before and dh after each step mean for the other weights."""
+        wanted, gradients = self.wanted, self.gradients
+        if wanted.weight_hh is not None:
+            self._add_product(dz, h_prev, wanted.weight_hh, gradients.weight_hh)
+        if wanted.weight_ho is not None and self.m is not None:
+            self._add_product(self.m[:, : dz.shape[1]], dh, wanted.weight_ho, gradients.weight_ho)
+        biases = (wanted.bias_ih, gradients.bias_ih), (wanted.bias_hh, gradients.bias_hh)
+        if any(some is not None for some, _ in biases):
+            sums = dz.sum(axis=(1, 2))
+            for some, gradient in biases:
+                if some is not None and gradient is not None:
+                    gradient[some] += sums[some]
+
+    def _add_product(self, left: Array, right: Array, some: slice, gradient: Array) -> None:
+        """Add left^T right, summed over steps and rows, to some directions of a gradient."""
+        out = gradient[some]
+        product = self.product[: out.size].reshape(out.shape)
+        matmul_add(_rows(left)[some].swapaxes(1, 2), _rows(right)[some], out, product)
+
+
+def _rows(array: Array) -> Array:
+    """Return [D,n,B,F] as [D,n*B,F], one row for every step and batch row."""
+    D, n, B, F = array.shape
+    return array.reshape(D, n * B, F)
+
+
+def _bias_sum(weights: LayerWeights) -> Array | None:
+    """Return the sum of both biases as [D,1,1,4H], None where there is none."""
+    biases = [bias for bias in (weights.bias_ih, weights.bias_hh) if bias is not None]
+    return sum(biases)[:, None, None, :] if biases else None

@@ -1,0 +1,254 @@
+"""The LSTM as pure functions: no parameters, no modes, no state.
+
+`lstm_forward` and `lstm_backward` check their arguments and do everything `cupy_lstm.LSTM` does;
+that class adds parameters and remembers the tape.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cupy_lstm import network
+from cupy_lstm.backend import Array, array_module
+from cupy_lstm.checks import checked_array, checked_lengths, checked_pair
+from cupy_lstm.dropout import Dropout
+from cupy_lstm.modes import forced_engine, is_recording
+from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
+from cupy_lstm.steps import Directions
+
+
+@dataclass
+class Tape:
+    """What `lstm_backward` needs of one `lstm_forward`; good for one backward pass.
+
+    Attributes
+    ----------
+    x : array [T,B,I]
+        The input in time order, by reference: do not change it before the backward pass.
+    weights : sequence of LayerWeights
+        The weights of the call, by reference.
+    reverse : Directions
+        Which directions run from the end.
+    time_major : bool
+        Layout of inputs and outputs.
+    used : bool
+        Whether a backward pass has used it up.
+    """
+
+    x: Array
+    weights: Sequence[LayerWeights]
+    reverse: Directions
+    time_major: bool
+    network: network.Tape
+    used: bool = False
+
+
+def lstm_forward(
+    inputs: Array,
+    weights: Sequence[LayerWeights],
+    initial_states: tuple[Array, Array] | None = None,
+    sequence_length: Any = None,
+    *,
+    reverse: Directions = (False,),
+    time_major: bool = False,
+    dropout: Dropout | None = None,
+    return_cells: bool = False,
+    check_lengths: bool = False,
+) -> tuple[Any, ...]:
+    """Run an LSTM of any number of layers over a batch of sequences.
+
+    Parameters
+    ----------
+    inputs : array [B,T,I], or [T,B,I] if `time_major`
+        float32 or float64, NumPy or CuPy, any strides; kept by reference, never written.
+    weights : sequence of LayerWeights
+        One for each layer, lowest first: `cupy_lstm.notation` has the shapes and the equations.
+    initial_states : tuple (h, c), optional
+        h [L*D,B,P] and c [L*D,B,H]; index layer * D + direction. Default zeros.
+    sequence_length : array-like of int [B], optional
+        Valid steps of each row, 0 to T; may be on the host for CuPy inputs too. Steps beyond
+        are padding: never used, zero in the outputs, without gradient.
+    reverse : tuple of bool
+        For each of the D directions whether it runs from the end: ``(False, True)`` for both.
+    time_major : bool
+        Whether the first axis is time.
+    dropout : Dropout, optional
+        Applied to the input of every layer but the first.
+    return_cells : bool
+        Whether to return the cell states of all steps, too.
+    check_lengths : bool
+        Whether lengths on a GPU are read back and checked, which synchronises; unchecked ones
+        act as if clamped to [0, T].
+
+    Returns
+    -------
+    outputs : array [B,T,D*P], or [T,B,D*P]
+        h of the last layer at every step.
+    final_states : tuple (h, c)
+        h [L*D,B,P] and c [L*D,B,H] after each row's last valid step.
+    cells : array [B,T,D*H], or [T,B,D*H]
+        Only with `return_cells`: c of the last layer at every step.
+    tape : Tape or None
+        For `lstm_backward`; None inside `cupy_lstm.no_grad`.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no array, or is on another device than the weights.
+    ValueError
+        If shapes, dtypes or lengths do not fit.
+    """
+    reference = weights[0].weight_ih
+    I = reference.shape[2]  # noqa: E741
+    inputs = checked_array("inputs", inputs, reference, "the weights", (None, None, I))
+    x = inputs if time_major else inputs.swapaxes(0, 1)
+    T, B, _ = x.shape
+    D, H, P = len(reverse), reference.shape[1] // 4, weights[0].weight_hh.shape[2]
+    L = len(weights)
+    xp = array_module(x)
+    if initial_states is None:
+        states: States = (
+            xp.zeros((L * D, B, P), x.dtype),
+            xp.zeros((L * D, B, H), x.dtype),
+        )
+    else:
+        h0, c0 = checked_pair("initial_states", initial_states)
+        states = (
+            checked_array("initial_states[0] (h)", h0, reference, "the weights", (L * D, B, P)),
+            checked_array("initial_states[1] (c)", c0, reference, "the weights", (L * D, B, H)),
+        )
+    lengths = checked_lengths(sequence_length, B, T, x, check_lengths)
+
+    outputs = _empty(x, D * P, time_major)
+    cells = _empty(x, D * H, time_major) if return_cells else None
+    final_states, tape = network.forward(
+        x,
+        weights,
+        states,
+        lengths,
+        reverse=reverse,
+        y=_over_time(outputs, D, time_major),
+        cells=None if cells is None else _over_time(cells, D, time_major),
+        dropout=dropout,
+        keep=is_recording(),
+        engine=forced_engine(),
+    )
+    kept = None if tape is None else Tape(x, weights, reverse, time_major, tape)
+    if return_cells:
+        return outputs, final_states, cells, kept
+    return outputs, final_states, kept
+
+
+def lstm_backward(
+    tape: Tape,
+    doutputs: Array | None = None,
+    dfinal_states: tuple[Array | None, Array | None] | None = None,
+    dcells: Array | None = None,
+    *,
+    wanted: Sequence[Wanted] | None = None,
+    gradients: Sequence[LayerGradients] | None = None,
+    layer_done: Callable[[int], None] | None = None,
+) -> tuple[Array, tuple[Array, Array], Sequence[LayerGradients]]:
+    """Backpropagate exactly through a recorded `lstm_forward`.
+
+    Parameters
+    ----------
+    tape : Tape
+        Used up.
+    doutputs : array like the outputs, optional
+        Their gradient; what it holds in padding is ignored.
+    dfinal_states : tuple (dh, dc), optional
+        Gradients of the final states; either may be None.
+    dcells : array [B,T,D*H], or [T,B,D*H], optional
+        Gradient of the cell states of all steps.
+    wanted : sequence of Wanted, optional
+        Whose weight gradients to compute; default all.
+    gradients : sequence of LayerGradients, optional
+        Arrays to add the weight gradients into; default new ones.
+    layer_done : callable, optional
+        Called with a layer's number when its weight gradients are complete.
+
+    Returns
+    -------
+    dinputs : array like the inputs
+        Zero in padding.
+    dinitial_states : tuple (dh0, dc0)
+        Gradients of the initial states, whether they were given or not.
+    gradients : sequence of LayerGradients
+        The arrays that were added into.
+
+    Raises
+    ------
+    RuntimeError
+        If the tape has been used.
+    TypeError, ValueError
+        If a gradient has the wrong device, dtype or shape; the tape is still good then.
+    """
+    doutputs, (dh, dc), dcells = checked_gradients(tape, doutputs, dfinal_states, dcells)
+    x, D = tape.x, len(tape.reverse)
+    (T, B, _), xp = x.shape, array_module(x)
+    rows = (T, B) if tape.time_major else (B, T)
+    if wanted is None:
+        wanted = [_for_each_weight(weights, lambda _: slice(None)) for weights in tape.weights]
+    if gradients is None:
+        gradients = [_for_each_weight(weights, xp.zeros_like) for weights in tape.weights]
+    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
+    tape.used = True
+    dinitial_states = network.backward(
+        tape.network,
+        None if doutputs is None else _over_time(doutputs, D, tape.time_major),
+        (dh, dc),
+        None if dcells is None else _over_time(dcells, D, tape.time_major),
+        wanted=wanted,
+        gradients=gradients,
+        dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
+        layer_done=layer_done,
+    )
+    return dinputs, dinitial_states, gradients
+
+
+def checked_gradients(
+    tape: Tape,
+    doutputs: Array | None,
+    dfinal_states: tuple[Array | None, Array | None] | None,
+    dcells: Array | None,
+) -> tuple[Array | None, tuple[Array | None, Array | None], Array | None]:
+    """Return the gradients a backward pass starts from, checked as `lstm_backward` says."""
+    if tape.used:
+        raise RuntimeError("the tape of this forward has been used: run the forward again")
+    if doutputs is None and dfinal_states is None and dcells is None:
+        raise ValueError("backward needs doutputs, dfinal_states or dcells, received None for all")
+    x, L, D = tape.x, len(tape.weights), len(tape.reverse)
+    H, P = tape.weights[0].weight_ih.shape[1] // 4, tape.weights[0].weight_hh.shape[2]
+    T, B, _ = x.shape
+    rows = (T, B) if tape.time_major else (B, T)
+    dstates: tuple[Array | None, Array | None] = (None, None)
+    if dfinal_states is not None:
+        dstates = checked_pair("dfinal_states", dfinal_states, "(dh, dc)")
+    for argument, value, shape in (
+        ("doutputs", doutputs, (*rows, D * P)),
+        ("dfinal_states[0] (dh)", dstates[0], (L * D, B, P)),
+        ("dfinal_states[1] (dc)", dstates[1], (L * D, B, H)),
+        ("dcells", dcells, (*rows, D * H)),
+    ):
+        if value is not None:
+            checked_array(argument, value, x, "the inputs", shape)
+    return doutputs, dstates, dcells
+
+
+def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) -> Any:
+    return LayerGradients(*(None if weight is None else function(weight) for weight in weights))
+
+
+def _empty(x: Array, features: int, time_major: bool) -> Array:
+    """Return a new array for `features` over the times and rows of x [T,B,I]."""
+    T, B, _ = x.shape
+    return array_module(x).empty((T, B, features) if time_major else (B, T, features), x.dtype)
+
+
+def _over_time(array: Array, D: int, time_major: bool) -> Array:
+    """Return an array of the caller's layout as a view [T,B,D,F]."""
+    array = array if time_major else array.swapaxes(0, 1)
+    T, B, features = array.shape
+    # Splitting the last axis never copies, whatever the strides of the others.
+    return array.reshape(T, B, D, features // D)

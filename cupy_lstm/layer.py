@@ -1,0 +1,244 @@
+"""The base of everything with parameters: modes, names, states, gradients, moving."""
+
+from collections.abc import Iterator, Mapping
+from types import ModuleType
+from typing import Any, Self
+
+import numpy
+
+from cupy_lstm.backend import Array, import_module, module_name
+from cupy_lstm.initializer import Fans, Initializer
+from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, unique_buffers
+
+DTYPES = ("float32", "float64")
+
+
+class Layer:
+    """A function of arrays with parameters, a mode, and a backward pass.
+
+    Parameters and sub-layers are plain attributes; their names are the attribute names, joined
+    by dots.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        float32 or float64; what the parameters hold and the inputs must have.
+    xp : module or str
+        ``numpy`` or ``cupy``, where the parameters live.
+
+    Attributes
+    ----------
+    training : bool
+        True after construction and `train`, False after `eval`.
+    """
+
+    def __init__(self, dtype: Any = "float32", xp: str | ModuleType = "numpy") -> None:
+        self.training = True
+        self._dtype = checked_dtype(dtype)
+        self._module = module_name(xp)
+        import_module(self._module)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        if isinstance(self.__dict__.get(name), Parameter):
+            raise TypeError(
+                f"{name} is a parameter and cannot be rebound to {type(value).__name__}: "
+                f"copy values in with {name}.set_value(...)"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def dtype(self) -> "numpy.dtype[Any]":
+        """Dtype of the parameters and of the arrays taken and given."""
+        return self._dtype
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array module the parameters live in."""
+        return import_module(self._module)
+
+    def train(self) -> Self:
+        """Switch dropout on, here and in every sub-layer; return the layer."""
+        return self._set_training(True)
+
+    def eval(self) -> Self:
+        """Switch dropout off, here and in every sub-layer; return the layer."""
+        return self._set_training(False)
+
+    def _set_training(self, training: bool) -> Self:
+        self.training = training
+        for _, child in self.named_children():
+            child._set_training(training)
+        return self
+
+    def named_children(self) -> Iterator[tuple[str, "Layer"]]:
+        """Yield the direct sub-layers with their names."""
+        for name, value in vars(self).items():
+            if isinstance(value, Layer):
+                yield name, value
+
+    def named_parameters(self, prefix: str = "") -> Iterator[tuple[str, Parameter]]:
+        """Yield every parameter once, with its name, in the order of construction.
+
+        Parameters
+        ----------
+        prefix : str
+            Put in front of every name, with a dot.
+        """
+        seen: set[int] = set()
+        for name, parameter in self._walk(f"{prefix}." if prefix else ""):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield name, parameter
+
+    def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
+        for name, value in vars(self).items():
+            if isinstance(value, Parameter):
+                yield prefix + name, value
+            elif isinstance(value, Layer):
+                yield from value._walk(f"{prefix}{name}.")
+
+    def parameters(self) -> list[Parameter]:
+        """Return every parameter once, in the order of construction."""
+        return [parameter for _, parameter in self.named_parameters()]
+
+    def clear_gradients(self, set_to_zero: bool = True) -> None:
+        """Forget every gradient.
+
+        Parameters
+        ----------
+        set_to_zero : bool
+            True leaves gradients arrays of zeros, False makes them None.
+        """
+        for parameter in self.parameters():
+            parameter.clear_gradient(set_to_zero)
+
+    def state_dict(self) -> dict[str, Array]:
+        """Return the weights by name: live arrays, not copies."""
+        return {name: parameter.data for name, parameter in self.named_parameters()}
+
+    def set_state_dict(
+        self, state_dict: Mapping[str, Array | Parameter]
+    ) -> tuple[list[str], list[str]]:
+        """Copy weights in by name: all of them are checked first, then all are written.
+
+        Parameters
+        ----------
+        state_dict : mapping of str to array
+            Names as in `state_dict`, or Paddle's names by cell (``0.cell.weight_ih``,
+            ``1.cell_bw.bias_hh``), which win where both are given. Arrays on the host or on the
+            device of the weights.
+
+        Returns
+        -------
+        missing : list of str
+            Parameters that `state_dict` does not hold; they keep their values.
+        unexpected : list of str
+            Names that mean no parameter of this layer.
+
+        Raises
+        ------
+        TypeError
+            If `state_dict` is no mapping, or a value is no array, or is on another device.
+        ValueError
+            If a shape or dtype differs. Nothing is written then.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise TypeError(
+                f"state_dict must be a mapping of names to arrays, "
+                f"received {type(state_dict).__name__}"
+            )
+        parameters = dict(self.named_parameters())
+        aliases = self._aliases()
+        chosen: dict[str, Array | Parameter] = {}
+        unexpected = []
+        for key, value in state_dict.items():
+            if key in aliases:
+                chosen[aliases[key]] = value
+            elif key not in parameters:
+                unexpected.append(key)
+        for name in parameters:
+            if name in state_dict:
+                chosen.setdefault(name, state_dict[name])
+        for name, value in chosen.items():
+            try:
+                parameters[name].check_value(value)
+            except (TypeError, ValueError) as error:
+                raise type(error)(f"state_dict[{name!r}]: {error}; nothing was loaded") from None
+        for name, value in chosen.items():
+            parameters[name].set_value(value)
+        return [name for name in parameters if name not in chosen], unexpected
+
+    def _aliases(self, prefix: str = "") -> dict[str, str]:
+        """Return other spellings of parameter names, each with the name it means."""
+        aliases: dict[str, str] = {}
+        for name, child in self.named_children():
+            aliases |= child._aliases(f"{prefix}{name}.")
+        return aliases
+
+    def to(self, xp: str | ModuleType | None = None, dtype: Any = None) -> Self:
+        """Move the parameters and their gradients, in place.
+
+        Parameters
+        ----------
+        xp : module or str, optional
+            ``numpy`` or ``cupy``; default: stay.
+        dtype : dtype-like, optional
+            float32 or float64; default: keep.
+
+        Returns
+        -------
+        Layer
+            The layer itself.
+
+        Raises
+        ------
+        ImportError
+            If CuPy is asked for and cannot be imported.
+        TypeError, ValueError
+            If `xp` or `dtype` is none of those.
+        """
+        name = self._module if xp is None else module_name(xp)
+        wanted = self._dtype if dtype is None else checked_dtype(dtype)
+        module = import_module(name)
+        for buffer in unique_buffers(self.parameters()):
+            buffer.move(module, wanted)
+        self._set_place(name, wanted)
+        return self
+
+    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
+        self._module, self._dtype = name, dtype
+        for _, child in self.named_children():
+            child._set_place(name, dtype)
+
+    def _make_buffer(
+        self,
+        shape: tuple[int, ...],
+        rows: list[tuple[str, ParamAttr]],
+        default: Initializer,
+        fans: Fans,
+        generator: numpy.random.Generator,
+    ) -> None:
+        """Draw one buffer [len(rows), *shape] on the host and name its rows as parameters."""
+        values = [(attr.initializer or default).draw(shape, fans, generator) for _, attr in rows]
+        buffer = Buffer(self.xp.asarray(numpy.stack(values).astype(self._dtype)))
+        for index, (name, attr) in enumerate(rows):
+            setattr(self, name, Parameter(buffer, index, name, attr))
+
+
+def checked_dtype(dtype: Any) -> "numpy.dtype[Any]":
+    """Return `dtype` as one the parameters may have.
+
+    Raises
+    ------
+    TypeError
+        If it means no dtype.
+    ValueError
+        If it is not float32 or float64.
+    """
+    try:
+        wanted: numpy.dtype[Any] = numpy.dtype(dtype)
+    except TypeError:
+        raise TypeError(f"dtype must be one of {DTYPES}, received {dtype!r}") from None
+    if dtype is None or wanted.name not in DTYPES:
+        raise ValueError(f"dtype must be one of {DTYPES}, received {dtype!r}")
+    return wanted

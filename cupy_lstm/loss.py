@@ -1,0 +1,183 @@
+"""Losses: a number to make small, and its gradient.
+
+Every loss takes a prediction and a target, and returns its mean with the gradient of that mean
+for the prediction. Nothing here synchronises: the mean stays on the device.
+"""
+
+import numpy
+
+from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+from cupy_lstm.checks import checked_array, checked_number
+
+
+def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+    """Return the mean squared error and its gradient.
+
+    Parameters
+    ----------
+    prediction : array of any shape, floating dtype
+        What the model says.
+    target : array like `prediction`
+        What it should say.
+
+    Returns
+    -------
+    loss : array of shape ()
+        mean((prediction - target)^2), on the device and of the dtype of `prediction`.
+    gradient : array like `prediction`
+        d loss / d prediction.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no array, or they live in different places.
+    ValueError
+        If dtypes or shapes differ, the dtype is not floating, or there are no elements.
+    """
+    _check(prediction, target)
+    difference = prediction - target
+    loss = _mean(difference * difference)
+    difference *= 2 / difference.size
+    return loss, difference
+
+
+def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+    """Return the mean absolute error and its gradient, which is 0 where they are equal.
+
+    Parameters
+    ----------
+    prediction : array of any shape, floating dtype
+        What the model says.
+    target : array like `prediction`
+        What it should say.
+
+    Returns
+    -------
+    loss : array of shape ()
+        mean(abs(prediction - target)), on the device and of the dtype of `prediction`.
+    gradient : array like `prediction`
+        d loss / d prediction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse_loss`.
+    """
+    _check(prediction, target)
+    difference = prediction - target
+    gradient = array_module(difference).sign(difference)
+    gradient /= difference.size
+    return _mean(abs(difference)), gradient
+
+
+def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Array, Array]:
+    """Return the mean Huber loss and its gradient.
+
+    With the error e, an element's loss is e^2 / 2 up to abs(e) = delta, and goes on from there
+    as a straight line, so that outliers pull with a limited force (Huber, 1964).
+
+    Parameters
+    ----------
+    prediction : array of any shape, floating dtype
+        What the model says.
+    target : array like `prediction`
+        What it should say.
+    delta : float
+        Where the line begins, positive, in units of the prediction. For another one in `fit`,
+        give ``functools.partial(huber_loss, delta=0.5)``.
+
+    Returns
+    -------
+    loss : array of shape ()
+        Mean over all elements, on the device and of the dtype of `prediction`.
+    gradient : array like `prediction`
+        d loss / d prediction.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `mse_loss`, or if `delta` is not positive and finite.
+    """
+    _check(prediction, target)
+    delta = checked_number("delta", delta, low_included=False)
+    difference = prediction - target
+    slope = array_module(difference).clip(difference, -delta, delta)
+    # Inside, slope = e gives e^2 / 2; outside, slope = +-delta gives delta * (|e| - delta / 2).
+    loss = _mean(slope * (difference - slope / 2))
+    slope /= difference.size
+    return loss, slope
+
+
+def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+    """Return the mean cross entropy of softmax(logits) with integer labels, and its gradient.
+
+    The largest logit of each row is subtracted first, so that no exponential overflows.
+
+    Parameters
+    ----------
+    logits : array [..., C], floating dtype
+        Unnormalised logarithms of the probabilities of C classes.
+    labels : array [...], integer dtype
+        The right class of each row, from 0 to C-1. On CuPy, where a check would synchronise, a
+        label outside makes the loss NaN.
+
+    Returns
+    -------
+    loss : array of shape ()
+        Mean over all labels, on the device and of the dtype of `logits`.
+    gradient : array like `logits`
+        d loss / d logits.
+
+    Raises
+    ------
+    TypeError
+        If one of them is no array, or they live in different places.
+    ValueError
+        If a dtype or shape does not fit, there are no labels, or (NumPy) a label is no class.
+    """
+    _check_prediction("logits", logits)
+    require_same_place("labels", labels, logits, "the logits")
+    if labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must have an integer dtype, received {labels.dtype}")
+    if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"labels have shape {labels.shape}, but logits of shape {logits.shape} "
+            f"need one label for each row, shape {logits.shape[:-1]}"
+        )
+    xp, classes = array_module(logits), logits.shape[-1]
+    if xp is numpy and not ((labels >= 0) & (labels < classes)).all():
+        raise ValueError(
+            f"labels must lie in 0 to {classes - 1}, received {labels.min()} to {labels.max()}"
+        )
+    shifted = logits - logits.max(axis=-1, keepdims=True)
+    exponentials = xp.exp(shifted)
+    normaliser = exponentials.sum(axis=-1, keepdims=True)
+    is_label = labels[..., None] == xp.arange(classes)
+    picked = xp.where(is_label, shifted, 0).sum(axis=-1)
+    losses = xp.log(normaliser[..., 0]) - picked
+    loss = _mean(xp.where(is_label.any(axis=-1), losses, xp.nan))
+    gradient = exponentials / normaliser
+    gradient -= is_label.astype(gradient.dtype)
+    gradient /= labels.size
+    return loss, gradient
+
+
+def _mean(values: Array) -> Array:
+    # NumPy's mean is a scalar; an array of shape () is what CuPy returns.
+    return array_module(values).asarray(values.mean())
+
+
+def _check(prediction: Array, target: Array) -> None:
+    _check_prediction("prediction", prediction)
+    checked_array("target", target, prediction, "the predictions", prediction.shape)
+
+
+def _check_prediction(argument: str, array: Array) -> None:
+    if not is_array(array):
+        raise TypeError(
+            f"{argument} must be an array of numpy or cupy, received {type(array).__name__}"
+        )
+    if array.dtype.kind != "f":
+        raise ValueError(f"{argument} must have a floating dtype, received {array.dtype}")
+    if array.size == 0:
+        raise ValueError(f"{argument} has shape {array.shape}: there is no mean of no elements")

@@ -1,0 +1,359 @@
+"""The LSTM as a layer: the interface of `paddle.nn.LSTM` over `cupy_lstm.functional`."""
+
+import secrets
+from types import ModuleType
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import Array
+from cupy_lstm.checks import (
+    checked_boolean,
+    checked_integer,
+    checked_name,
+    checked_probability,
+    checked_projection,
+    seeded_generator,
+)
+from cupy_lstm.dropout import Dropout
+from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.layer import Layer
+from cupy_lstm.modes import forced_engine
+from cupy_lstm.plan import explain_plan
+from cupy_lstm.recorder import Recorder
+from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
+
+DIRECTIONS = {
+    "forward": (False,),
+    "bidirect": (False, True),
+    "bidirectional": (False, True),
+}
+
+
+class LSTM(Layer):
+    """A multi-layer LSTM with the interface of `paddle.nn.LSTM`.
+
+    The equations are in `cupy_lstm.notation`; the notation T, B, I, H, P, D, L, too. Shapes of
+    the weights, for layer k with suffix ``_l{k}``, and ``_l{k}_reverse`` for its reverse
+    direction: weight_ih [4H,I] (I is D*P for k > 0), weight_hh [4H,P], bias_ih [4H], bias_hh
+    [4H], and with a projection weight_ho [H,P]. Gate rows are in the order i, f, g, o.
+
+    Parameters
+    ----------
+    input_size : int
+        I, features of the input.
+    hidden_size : int
+        H, units of each layer and direction.
+    num_layers : int
+        L.
+    direction : str
+        ``"forward"``, or ``"bidirect"`` (``"bidirectional"``): a second set of cells reads
+        every sequence from its end, the outputs are joined.
+    time_major : bool
+        Whether the first axis of inputs and outputs is time. States are [L*D,B,...] either way.
+    dropout : float
+        Probability of dropping an input element of every layer but the first, in training.
+    weight_ih_attr, weight_hh_attr, bias_ih_attr, bias_hh_attr : optional
+        How the weights are made and trained: None, an Initializer, a Regularizer, a name or a
+        `ParamAttr`. ``bias_*_attr=False``: no such bias. ``weight_*_attr=False``: constant 1,
+        frozen. weight_ho is made as weight_hh is.
+    name : str, optional
+        Accepted as Paddle does; it names nothing.
+    proj_size : int
+        P, size of a projection of the output; 0 for none (P = H).
+    dtype : dtype-like
+        float32 or float64, of weights, inputs and states.
+    xp : module or str
+        ``numpy`` or ``cupy``: where the weights live.
+    seed : int, optional
+        Seed of the first weights and of dropout; default: fresh ones.
+
+    Attributes
+    ----------
+    mode : str
+        ``"LSTM"``.
+    input_size, hidden_size, num_layers, num_directions, proj_size : int
+        As constructed.
+    state_components : int
+        2: h and c.
+    time_major, dropout, training
+        Read at each call.
+    dropout_seed, dropout_calls : int
+        Key of the next dropout mask; set both to repeat one.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or an impossible value.
+    ImportError
+        If `xp` is CuPy and cannot be imported.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> from cupy_lstm import LSTM
+    >>> lstm = LSTM(16, 32, num_layers=2)
+    >>> x = numpy.random.default_rng(0).standard_normal((4, 23, 16), "float32")
+    >>> y, (h, c) = lstm(x)
+    >>> y.shape, h.shape, c.shape
+    ((4, 23, 32), (2, 4, 32), (2, 4, 32))
+    >>> dx, (dh0, dc0) = lstm.backward(numpy.ones_like(y))
+    >>> lstm.weight_ih_l0.grad.shape
+    (128, 16)
+    """
+
+    mode = "LSTM"
+    state_components = 2
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        direction: str = "forward",
+        time_major: bool = False,
+        dropout: float = 0.0,
+        weight_ih_attr: Any = None,
+        weight_hh_attr: Any = None,
+        bias_ih_attr: Any = None,
+        bias_hh_attr: Any = None,
+        name: str | None = None,
+        *,
+        proj_size: int = 0,
+        dtype: Any = "float32",
+        xp: str | ModuleType = "numpy",
+        seed: int | None = None,
+    ) -> None:
+        super().__init__(dtype, xp)
+        self.input_size = checked_integer("input_size", input_size, 1)
+        self.hidden_size = checked_integer("hidden_size", hidden_size, 1)
+        self.num_layers = checked_integer("num_layers", num_layers, 1)
+        self.proj_size = checked_projection(proj_size, self.hidden_size)
+        if not isinstance(direction, str) or direction not in DIRECTIONS:
+            raise ValueError(
+                f"direction must be one of {tuple(DIRECTIONS)}, received {direction!r}"
+            )
+        self._reverse = DIRECTIONS[direction]
+        self.num_directions = len(self._reverse)
+        self.time_major = time_major
+        self.dropout = dropout
+        checked_name(name)
+        attrs = attributes(
+            weight_ih_attr, weight_hh_attr, bias_ih_attr, bias_hh_attr, self.proj_size > 0
+        )
+        require_unique_names(attrs, self.num_layers * self.num_directions)
+        generator = seeded_generator(seed)
+        outputs = self.proj_size or self.hidden_size
+        self._layers = [
+            LayerParameters(
+                self.input_size if k == 0 else self.num_directions * outputs,
+                self.hidden_size,
+                outputs,
+                attrs,
+                [f"_l{k}", f"_l{k}_reverse"][: self.num_directions],
+                generator,
+                self.xp,
+                self.dtype,
+            )
+            for k in range(self.num_layers)
+        ]
+        for layer in self._layers:
+            vars(self).update(layer.named())
+        self.dropout_seed = secrets.randbits(64) if seed is None else int(generator.integers(2**63))
+        self.dropout_calls = 0
+        self._recorder = Recorder()
+
+    @property
+    def time_major(self) -> bool:
+        """Whether the first axis of inputs and outputs is time."""
+        return self._time_major
+
+    @time_major.setter
+    def time_major(self, value: bool) -> None:
+        self._time_major = checked_boolean("time_major", value)
+
+    @property
+    def dropout(self) -> float:
+        """Probability of dropping an input element of every layer but the first."""
+        return self._dropout
+
+    @dropout.setter
+    def dropout(self, value: float) -> None:
+        self._dropout = checked_probability("dropout", value)
+
+    def __call__(
+        self,
+        inputs: Array,
+        initial_states: tuple[Array, Array] | None = None,
+        sequence_length: Any = None,
+        *,
+        return_cells: bool = False,
+        check_lengths: bool = False,
+    ) -> tuple[Any, ...]:
+        """Run the LSTM over a batch of sequences, remembering what `backward` needs.
+
+        Parameters
+        ----------
+        inputs : array [B,T,I], or [T,B,I] if `time_major`
+            In the dtype and on the device of the weights, any strides. Kept by reference until
+            `backward`, never written.
+        initial_states : tuple (h, c), optional
+            h [L*D,B,P] and c [L*D,B,H]; index layer * D + direction. Default zeros.
+        sequence_length : array-like of int [B], optional
+            Valid steps of each row, 0 to T; may be on the host for a CuPy LSTM, too. Steps
+            beyond are padding: never used, zero in the outputs, without gradient. A reverse
+            direction starts at the last valid step.
+        return_cells : bool
+            Whether to return the cell states of all steps, too.
+        check_lengths : bool
+            Whether lengths on a GPU are read back and checked, which synchronises; unchecked
+            ones act as if clamped to [0, T]. Lengths on the host are always checked.
+
+        Returns
+        -------
+        outputs : array [B,T,D*P], or [T,B,D*P]
+            h of the last layer at every step, the reverse direction's features last.
+        final_states : tuple (h, c)
+            h [L*D,B,P] and c [L*D,B,H].
+        cells : array [B,T,D*H], or [T,B,D*H]
+            Only with `return_cells`: c of the last layer at every step.
+
+        Raises
+        ------
+        TypeError
+            If an argument is no array, or is on another device than the weights.
+        ValueError
+            If shapes, dtypes or lengths do not fit.
+        """
+        dropout, calls = None, self.dropout_calls
+        if self.training and self.dropout > 0 and self.num_layers > 1:
+            dropout = Dropout(self.dropout, self.dropout_seed, calls)
+        *results, tape = lstm_forward(
+            inputs,
+            [layer.arrays() for layer in self._layers],
+            initial_states,
+            sequence_length,
+            reverse=self._reverse,
+            time_major=self.time_major,
+            dropout=dropout,
+            return_cells=return_cells,
+            check_lengths=check_lengths,
+        )
+        if dropout is not None:
+            self.dropout_calls = calls + 1
+        self._recorder.keep(tape, versions(self._layers))
+        return tuple(results)
+
+    def backward(
+        self,
+        doutputs: Array | None = None,
+        dfinal_states: tuple[Array | None, Array | None] | None = None,
+        dcells: Array | None = None,
+    ) -> tuple[Array, tuple[Array, Array]]:
+        """Backpropagate through the last call and add to the gradients of the parameters.
+
+        Exact backpropagation through time, in training and evaluation mode alike. Frozen
+        parameters are passed over.
+
+        Parameters
+        ----------
+        doutputs : array like the outputs, optional
+            Their gradient; what it holds in padding is ignored.
+        dfinal_states : tuple (dh, dc), optional
+            Gradients of the final states; either may be None.
+        dcells : array like the cells, optional
+            Gradient of the cell states of all steps of the last layer, whether the call
+            returned them or not.
+
+        Returns
+        -------
+        dinputs : array like the inputs
+            Zero in padding.
+        dinitial_states : tuple (dh0, dc0)
+            Gradients of the initial states, whether they were given or not.
+
+        Raises
+        ------
+        RuntimeError
+            If there is no recorded call to go back through, or the weights changed since.
+        TypeError, ValueError
+            If a gradient has the wrong device, dtype or shape, or none is given. The call can
+            still be gone back through then.
+        """
+        tape = self._recorder.current(versions(self._layers))
+        with self._recorder.exclusive():
+            dinputs, dinitial_states, _ = lstm_backward(
+                tape,
+                doutputs,
+                dfinal_states,
+                dcells,
+                wanted=[layer.wanted() for layer in self._layers],
+                gradients=[layer.gradients() for layer in self._layers],
+                layer_done=lambda k: self._layers[k].mark_gradients(),
+            )
+        self._recorder.clear()
+        return dinputs, dinitial_states
+
+    def clear_tape(self) -> None:
+        """Free what the last call of this thread remembered for `backward`."""
+        self._recorder.clear()
+
+    def explain_plan(self, steps: int, batch: int) -> str:
+        """Say which engine would run each layer, in which chunks, and why.
+
+        Parameters
+        ----------
+        steps, batch : int
+            T and B of the call.
+
+        Returns
+        -------
+        str
+            One line a layer.
+        """
+        return explain_plan(
+            steps,
+            batch,
+            self.input_size,
+            self.hidden_size,
+            self.num_layers,
+            "forward" if self.num_directions == 1 else "bidirectional",
+            proj_size=self.proj_size,
+            itemsize=self.dtype.itemsize,
+            module=self._module,
+            training=self.training,
+            forced=forced_engine(),
+        )
+
+    def flatten_parameters(self) -> None:
+        """Do nothing: the weights of a layer already lie in contiguous memory."""
+
+    def _aliases(self, prefix: str = "") -> dict[str, str]:
+        cells = ["cell"] if self.num_directions == 1 else ["cell_fw", "cell_bw"]
+        return {
+            f"{prefix}{k}.{cells[d]}.{kind}": f"{prefix}{kind}{suffix}"
+            for k, layer in enumerate(self._layers)
+            for d, suffix in enumerate(layer.suffixes)
+            for kind, parameters in zip(layer.kinds._fields, layer.kinds, strict=True)
+            if parameters is not None
+        }
+
+    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
+        super()._set_place(name, dtype)
+        self._recorder.clear()
+
+    def __repr__(self) -> str:
+        words = [f"{self.input_size}, {self.hidden_size}"]
+        defaults = {"num_layers": 1, "time_major": False, "dropout": 0.0, "proj_size": 0}
+        words += [
+            f"{field}={getattr(self, field)!r}"
+            for field, default in defaults.items()
+            if getattr(self, field) != default
+        ]
+        if self.num_directions == 2:
+            words.insert(1, "direction='bidirectional'")
+        if self._module != "numpy":
+            words.append(f"xp={self._module!r}")
+        if self.dtype != "float32":
+            words.append(f"dtype={str(self.dtype)!r}")
+        return f"LSTM({', '.join(words)})"

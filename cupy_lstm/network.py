@@ -1,0 +1,187 @@
+"""Layers upon layers: one-layer sweeps, dropout between them, states and gradients of all.
+
+Pure functions of arrays over time in time order, [T,B,...], whatever their strides; nothing here
+knows parameters, layouts or modes.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+from cupy_lstm import engines
+from cupy_lstm.backend import Array, array_module
+from cupy_lstm.dropout import Dropout
+from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
+from cupy_lstm.plan import plan_sweep
+from cupy_lstm.steps import Directions
+
+
+@dataclass
+class Tape:
+    """What the backward pass of a whole network needs.
+
+    Attributes
+    ----------
+    engines : list of module
+        The engine of each layer, lowest first.
+    tapes : list
+        Their tapes.
+    dropout : Dropout or None
+        Applied to the input of every layer but the first.
+    """
+
+    engines: list[ModuleType]
+    tapes: list[Any]
+    dropout: Dropout | None
+
+
+def forward(
+    x: Array,
+    layers: Sequence[LayerWeights],
+    states: States,
+    lengths: Array | None,
+    *,
+    reverse: Directions,
+    y: Array,
+    cells: Array | None,
+    dropout: Dropout | None,
+    keep: bool,
+    engine: str,
+) -> tuple[States, Tape | None]:
+    """Run all layers forward.
+
+    Parameters
+    ----------
+    x : array [T,B,I]
+        Input of the first layer.
+    layers : sequence of LayerWeights
+        Lowest first.
+    states : tuple of array [L*D,B,P] and [L*D,B,H]
+        Initial h and c.
+    lengths : array [B] of int, or None
+        Valid times of each row.
+    reverse : Directions
+        Which directions run from the end, the same in every layer.
+    y : array [T,B,D,P]
+        Receives the output of the last layer.
+    cells : array [T,B,D,H] or None
+        Receives the cell states of the last layer.
+    dropout : Dropout or None
+        Applied to the input of every layer but the first.
+    keep : bool
+        Whether to return a tape.
+    engine : str
+        Name of the engine to use, or ``"auto"``.
+
+    Returns
+    -------
+    states : tuple of array [L*D,B,P] and [L*D,B,H]
+        Final h and c, new arrays.
+    tape : Tape or None
+        For `backward`.
+    """
+    xp, (T, B) = array_module(x), x.shape[:2]
+    h, c = xp.empty_like(states[0]), xp.empty_like(states[1])
+    tape = Tape([], [], dropout)
+    for layer, weights in enumerate(layers):
+        last = layer == len(layers) - 1
+        shape = layer_shape(T, B, weights)
+        plan = plan_sweep(shape, x.dtype.itemsize, xp.__name__, keep, engine)
+        runner = engines.load(plan.engine)
+        if layer > 0 and dropout is not None:
+            # The output of the layer below is nobody else's: its engine does not keep it.
+            dropout.apply(x, layer)
+        out = y if last else xp.empty((T, B, shape.D, shape.P), x.dtype)
+        rows = _rows_of(layer, shape.D)
+        (h[rows], c[rows]), sweep = runner.forward(
+            x,
+            weights,
+            (states[0][rows], states[1][rows]),
+            lengths,
+            reverse=reverse,
+            y=out,
+            cells=cells if last else None,
+            keep=keep,
+            chunk=plan.steps_per_chunk,
+        )
+        tape.engines.append(runner)
+        tape.tapes.append(sweep)
+        if not last:
+            x = out.reshape(T, B, shape.D * shape.P)
+    return (h, c), tape if keep else None
+
+
+def backward(
+    tape: Tape,
+    dy: Array | None,
+    dstates: tuple[Array | None, Array | None],
+    dcells: Array | None,
+    *,
+    wanted: Sequence[Wanted],
+    gradients: Sequence[LayerGradients],
+    dx: Array,
+    layer_done: Callable[[int], None] | None = None,
+) -> States:
+    """Run all layers backward.
+
+    Parameters
+    ----------
+    tape : Tape
+        Of `forward`; used up, its memory freed layer by layer.
+    dy : array [T,B,D,P] or None
+        Gradient of the outputs.
+    dstates : tuple of array [L*D,B,P] or None, and array [L*D,B,H] or None
+        Gradient of the final h and c.
+    dcells : array [T,B,D,H] or None
+        Gradient of the cell states of the last layer.
+    wanted : sequence of Wanted
+        Whose weight gradients are needed, for each layer.
+    gradients : sequence of LayerGradients
+        Arrays to add them into, for each layer.
+    dx : array [T,B,I]
+        Zeros, receives the gradient of the input.
+    layer_done : callable, optional
+        Called with a layer's number when its weight gradients are complete, the last layer
+        first: an all-reduce can start while the layers below are still in backward.
+
+    Returns
+    -------
+    tuple of array [L*D,B,P] and [L*D,B,H]
+        Gradient of the initial h and c.
+    """
+    xp = array_module(dx)
+    initial: list[States] = []
+    for layer in reversed(range(len(tape.tapes))):
+        sweep, runner = tape.tapes.pop(), tape.engines.pop()
+        D = sweep.weights.weight_hh.shape[0]
+        rows = _rows_of(layer, D)
+        target = dx if layer == 0 else xp.zeros_like(sweep.x)
+        dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
+        initial.append(
+            runner.backward(
+                sweep,
+                dy,
+                (dh, dc),
+                dcells,
+                wanted=wanted[layer],
+                gradients=gradients[layer],
+                dx=target,
+            )
+        )
+        del sweep
+        dcells = None
+        if layer > 0:
+            if tape.dropout is not None:
+                tape.dropout.apply(target, layer)
+            T, B, features = target.shape
+            dy = target.reshape(T, B, D, features // D)
+        if layer_done is not None:
+            layer_done(layer)
+    dh0, dc0 = zip(*reversed(initial), strict=True)
+    return xp.concatenate(dh0), xp.concatenate(dc0)
+
+
+def _rows_of(layer: int, D: int) -> slice:
+    """Return where the states [L*D,B,...] of a layer lie."""
+    return slice(layer * D, (layer + 1) * D)

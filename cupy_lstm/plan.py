@@ -1,0 +1,153 @@
+"""Which engine runs a layer's sweep over time, and in which chunks: pure arithmetic.
+
+Nothing here touches an array or a device; a plan for any machine can be made and tested on any
+other. A new engine is one new file in `cupy_lstm.engines` and one new line in `ENGINES`.
+"""
+
+from dataclasses import dataclass
+
+from cupy_lstm.notation import Shape
+
+ENGINES = {
+    "stepwise": "a loop over the steps, one GEMM and the gates each; runs everywhere",
+}
+"""The engines by name, each a module of `cupy_lstm.engines`."""
+
+WORKSPACE_LIMIT = 256 * 2**20
+"""Bytes a sweep may use beside inputs, outputs, tape and gradients, however long it is."""
+
+CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
+"""Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How one layer's sweep over time will run.
+
+    Attributes
+    ----------
+    engine : str
+        A name in `ENGINES`.
+    steps_per_chunk : int
+        Steps whose input projection, and whose weight gradients, are one GEMM.
+    workspace_bytes : int
+        What a chunk needs beside inputs, outputs, tape and gradients.
+    reason : str
+        Why this engine.
+    """
+
+    engine: str
+    steps_per_chunk: int
+    workspace_bytes: int
+    reason: str
+
+
+def plan_sweep(
+    shape: Shape, itemsize: int, module: str = "numpy", training: bool = True, forced: str = "auto"
+) -> Plan:
+    """Plan one layer's sweep.
+
+    Parameters
+    ----------
+    shape : Shape
+        Sizes of the layer, its batch and its sequence.
+    itemsize : int
+        Bytes of an element.
+    module : str
+        ``"numpy"`` or ``"cupy"``: where the arrays live.
+    training : bool
+        Whether a backward pass follows, which needs the larger workspace.
+    forced : str
+        An engine's name, or ``"auto"``.
+
+    Returns
+    -------
+    Plan
+        The engine, its chunks, and the reason.
+    """
+    if forced == "auto":
+        engine, reason = "stepwise", "it is the only engine"
+    else:
+        engine, reason = forced, "forced by cupy_lstm.engine(...)"
+    step = step_bytes(shape, itemsize, training)
+    fixed = fixed_bytes(shape, itemsize, training)
+    budget = max(0, min(CHUNK_BYTES[module], WORKSPACE_LIMIT - fixed))
+    steps = max(1, min(max(shape.T, 1), budget // max(step, 1)))
+    return Plan(engine, steps, fixed + steps * step, reason)
+
+
+def step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
+    """Return the workspace that every step of a chunk adds, in bytes (the larger of both passes).
+
+    Forward: input, gates, c and h of the step. Backward: the gates lie in the tape and become
+    their gradients there; beside them the input or its gradient, h and its gradient, and four
+    arrays of the size of c: the cell output m before a projection, two factors, and the
+    gradient of c from outside. One byte a row for the mask.
+    """
+    _, B, I, H, P, D = shape  # noqa: E741
+    forward = I + 4 * H + H + P
+    backward = I + 2 * P + 4 * H if training else 0
+    return D * B * (max(forward, backward) * itemsize + 1)
+
+
+def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
+    """Return the workspace that does not depend on the number of steps, in bytes.
+
+    The gate pre-activations of one step and a few vectors of the size of c; for training the
+    product of a weight gradient before it is added.
+    """
+    _, B, I, H, P, D = shape  # noqa: E741
+    step = B * (4 * H + 4 * H + 2 * P)
+    weights = max(4 * H * max(I, P), H * P) if training else 0
+    return D * (step + weights) * itemsize
+
+
+def explain_plan(
+    steps: int,
+    batch: int,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int = 1,
+    direction: str = "forward",
+    *,
+    proj_size: int = 0,
+    itemsize: int = 4,
+    module: str = "numpy",
+    training: bool = True,
+    forced: str = "auto",
+) -> str:
+    """Say which engine would run each layer, in which chunks, and why.
+
+    Parameters
+    ----------
+    steps, batch : int
+        T and B of the call.
+    input_size, hidden_size, num_layers, direction, proj_size
+        As of `cupy_lstm.LSTM`.
+    itemsize : int
+        Bytes of an element: 4 for float32, 8 for float64.
+    module : str
+        ``"numpy"`` or ``"cupy"``.
+    training : bool
+        Whether a backward pass follows.
+    forced : str
+        An engine's name, or ``"auto"``.
+
+    Returns
+    -------
+    str
+        One line a layer.
+    """
+    D = 1 if direction == "forward" else 2
+    P = proj_size or hidden_size
+    lines = []
+    for layer in range(num_layers):
+        features = input_size if layer == 0 else D * P
+        shape = Shape(steps, batch, features, hidden_size, P, D)
+        plan = plan_sweep(shape, itemsize, module, training, forced)
+        lines.append(
+            f"layer {layer}: {plan.engine} on {module}, {plan.steps_per_chunk} of {steps} steps a "
+            f"chunk, workspace {plan.workspace_bytes / 2**20:.1f} MiB: {plan.reason} "
+            f"({ENGINES[plan.engine]})"
+        )
+    return "\n".join(lines)

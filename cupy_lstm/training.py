@@ -1,0 +1,313 @@
+"""The training loop."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf, isfinite
+from typing import Any, Protocol, TypeAlias
+
+import numpy
+
+from cupy_lstm.backend import Array, array_module
+from cupy_lstm.checks import checked_integer, checked_number
+from cupy_lstm.modes import no_grad
+from cupy_lstm.optimizer import Optimizer
+from cupy_lstm.parameter import Parameter
+from cupy_lstm.windows import Inputs
+
+Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
+"""A function of (prediction, target) to (mean over all elements, gradient of the prediction)."""
+
+
+class Model(Protocol):
+    """What `fit` trains: a `Layer` that is called with inputs and returns one prediction."""
+
+    training: bool
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Array:
+        """Return the prediction for the inputs of a batch."""
+
+    def backward(self, gradient: Array, /) -> Any:
+        """Add to the gradients of the parameters, given that of the last prediction."""
+
+    def parameters(self) -> list[Parameter]:
+        """Return every parameter once."""
+
+    def train(self) -> Any:
+        """Switch to training."""
+
+    def eval(self) -> Any:
+        """Switch to inference."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What a callback is told about the epoch that just ended.
+
+    Attributes
+    ----------
+    epoch : int
+        Its number, counted from 0.
+    loss : float
+        Mean loss over its batches, each weighted by the elements of its target; taken while the
+        weights were changing, with dropout on.
+    validation_loss : float or None
+        The same over the validation batches, with the weights of the epoch's end and dropout off.
+    learning_rate : float
+        Learning rate of its first step.
+    is_best : bool
+        Whether it is the best epoch so far.
+    """
+
+    epoch: int
+    loss: float
+    validation_loss: float | None
+    learning_rate: float
+    is_best: bool
+
+
+@dataclass
+class History:
+    """How a training went, one entry an epoch.
+
+    Attributes
+    ----------
+    loss, validation_loss, learning_rate : list of float
+        As in `EpochRecord`; without validation `validation_loss` is empty.
+    best_epoch : int
+        Index of the epoch with the smallest validation loss, or training loss without validation;
+        a later one counts as better only if it improves by more than `min_delta`.
+    stopped_early : bool
+        Whether patience or a callback ended it before the last epoch.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    validation_loss: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
+    best_epoch: int = 0
+    stopped_early: bool = False
+
+    def add(self, record: EpochRecord) -> None:
+        """Append an epoch."""
+        self.loss.append(record.loss)
+        self.learning_rate.append(record.learning_rate)
+        if record.validation_loss is not None:
+            self.validation_loss.append(record.validation_loss)
+        if record.is_best:
+            self.best_epoch = record.epoch
+
+
+Callback: TypeAlias = Callable[[EpochRecord], object]
+"""Called after every epoch; returning False ends the training."""
+
+BatchesLike: TypeAlias = Iterable[tuple[Inputs, Array]]
+"""`Batches`, or anything else that yields (inputs, targets) each time it is iterated."""
+
+
+def fit(
+    model: Model,
+    loss: Loss,
+    optimizer: Optimizer,
+    batches: BatchesLike,
+    validation: BatchesLike | None = None,
+    *,
+    epochs: int = 100,
+    patience: int | None = None,
+    min_delta: float = 0.0,
+    callbacks: Iterable[Callback] = (),
+    progress: bool = True,
+) -> History:
+    """Train a model.
+
+    Each batch is a call in training mode, the loss, a backward and a step of the optimiser.
+    Validation runs after each epoch in eval mode under `no_grad`. On CuPy the losses are read
+    back once an epoch, at its end; no batch waits for the device.
+
+    Parameters
+    ----------
+    model : Layer
+        Called as ``model(*inputs)``, returns the prediction; ``model.backward(gradient)`` takes
+        the gradient of it. `fit` leaves it in the mode in which it came.
+    loss : callable
+        One of `cupy_lstm.loss`, or any function of (prediction, target) to (loss, gradient).
+    optimizer : Optimizer
+        Made for the parameters that shall change.
+    batches : iterable of (inputs, targets)
+        `Batches`, or another iterable that can be iterated once an epoch; inputs are an array or
+        a tuple of arrays.
+    validation : iterable of (inputs, targets), optional
+        Batches the model does not learn from.
+    epochs : int
+        Largest number of passes over `batches`.
+    patience : int, optional
+        End the training after so many epochs without an improvement of the validation loss (of
+        the training loss without validation). With patience, however many epochs ran, the model
+        ends with the weights of the best one; without, with those of the last.
+    min_delta : float
+        What counts as an improvement: more than this.
+    callbacks : iterable of callable
+        Called in order with an `EpochRecord` after every epoch; False from one of them ends the
+        training after that epoch. If one raises, the model, the optimiser and `batches` are as
+        that epoch left them.
+    progress : bool
+        Whether to show a progress bar with the losses; needs tqdm, and without it shows nothing.
+
+    Returns
+    -------
+    History
+        Losses and learning rates of the epochs, and which was the best.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or an impossible value, or there are no batches.
+    FloatingPointError
+        If the training or validation loss of an epoch is infinite or not a number. The weights
+        are left as they are then.
+    """
+    epochs = checked_integer("epochs", epochs)
+    if patience is not None:
+        patience = checked_integer("patience", patience)
+    min_delta = checked_number("min_delta", min_delta)
+    callbacks = list(callbacks)
+    _check_batches("batches", batches)
+    if validation is not None:
+        _check_batches("validation", validation)
+
+    history = History()
+    best = _Best(model, min_delta, keep_weights=patience is not None)
+    came_in_training = model.training
+    try:
+        with _progress_bar(epochs, progress) as show:
+            for epoch in range(epochs):
+                rate = optimizer.learning_rate
+                trained = _train(model, loss, optimizer, batches)
+                validated = None if validation is None else _validate(model, loss, validation)
+                training_loss = trained.read("training", epoch)
+                validation_loss = validated.read("validation", epoch) if validated else None
+                watched = training_loss if validation_loss is None else validation_loss
+                is_best = best.offer(watched)
+                record = EpochRecord(epoch, training_loss, validation_loss, rate, is_best)
+                history.add(record)
+                show(record)
+                verdicts = [callback(record) for callback in callbacks]
+                impatient = patience is not None and epoch - history.best_epoch >= patience
+                if impatient or any(_means_stop(verdict) for verdict in verdicts):
+                    break
+    finally:
+        model.train() if came_in_training else model.eval()
+    best.restore_weights()
+    history.stopped_early = len(history.loss) < epochs
+    return history
+
+
+class _MeanLoss:
+    """Mean of a loss over the elements of all batches; stays on the device until it is read."""
+
+    def __init__(self) -> None:
+        self._total: Array = 0.0
+        self._elements = 0
+
+    def add(self, value: Array, target: Array) -> None:
+        """Take in the mean loss of a batch."""
+        total = array_module(target).asarray(value, "float64") * target.size
+        self._total = self._total + total
+        self._elements += target.size
+
+    def read(self, kind: str, epoch: int) -> float:
+        """Return the mean; synchronises on CuPy."""
+        if not self._elements:
+            raise ValueError(f"the {kind} batches are empty")
+        mean = float(self._total) / self._elements
+        if not isfinite(mean):
+            raise FloatingPointError(
+                f"the {kind} loss of epoch {epoch} is {mean}: try a smaller learning rate, clip "
+                "the gradients, or look for infinities and NaN in the data"
+            )
+        return mean
+
+
+class _Best:
+    """The smallest loss seen, and if wanted a copy of the weights that reached it."""
+
+    def __init__(self, model: Model, min_delta: float, keep_weights: bool) -> None:
+        self._parameters = model.parameters() if keep_weights else []
+        self._min_delta = min_delta
+        self._loss = inf
+        self._weights: list[Array] = []
+
+    def offer(self, loss: float) -> bool:
+        """Take the model's weights in if the loss is an improvement, and say whether it is."""
+        if not loss < self._loss - self._min_delta:
+            return False
+        self._loss = loss
+        self._weights = [p.data.copy() for p in self._parameters]
+        return True
+
+    def restore_weights(self) -> None:
+        """Put the weights that were kept back into the model."""
+        for parameter, weight in zip(self._parameters, self._weights, strict=True):
+            parameter.set_value(weight)
+
+
+def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike) -> _MeanLoss:
+    mean = _MeanLoss()
+    model.train()
+    for inputs, target in batches:
+        value, gradient = loss(_predict(model, inputs), target)
+        optimizer.clear_grad()
+        model.backward(gradient)
+        optimizer.step()
+        mean.add(value, target)
+    return mean
+
+
+def _validate(model: Model, loss: Loss, batches: BatchesLike) -> _MeanLoss:
+    mean = _MeanLoss()
+    model.eval()
+    with no_grad():
+        for inputs, target in batches:
+            value, _ = loss(_predict(model, inputs), target)
+            mean.add(value, target)
+    return mean
+
+
+def _predict(model: Model, inputs: Inputs) -> Array:
+    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+
+
+def _means_stop(verdict: object) -> bool:
+    return isinstance(verdict, bool | numpy.bool_) and not verdict
+
+
+@contextmanager
+def _progress_bar(epochs: int, wanted: bool) -> Iterator[Callable[[EpochRecord], None]]:
+    """Yield a function that shows a record; it does nothing where no bar can be had."""
+    try:
+        if not wanted:
+            raise ImportError
+        from tqdm.auto import tqdm
+    except ImportError:
+        yield lambda record: None
+        return
+    with tqdm(total=epochs, unit="epoch") as bar:
+
+        def show(record: EpochRecord) -> None:
+            losses = {"loss": record.loss, "validation": record.validation_loss}
+            bar.set_postfix({name: f"{x:.4g}" for name, x in losses.items() if x is not None})
+            bar.update()
+
+        yield show
+
+
+def _check_batches(argument: str, batches: object) -> None:
+    if not isinstance(batches, Iterable):
+        raise TypeError(
+            f"{argument} must be an iterable of (inputs, targets), "
+            f"received {type(batches).__name__}"
+        )
+    if isinstance(batches, Iterator):
+        raise TypeError(
+            f"{argument} must be something that can be iterated every epoch, such as Batches or a "
+            f"list, received a {type(batches).__name__}, which is used up by the first"
+        )

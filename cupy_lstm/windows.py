@@ -1,0 +1,188 @@
+"""Windows over a series, and batches of samples."""
+
+import secrets
+from collections.abc import Iterator
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+from cupy_lstm.checks import checked_integer
+
+Inputs = Array | tuple[Array, ...]
+"""What a model is called with: one array, or one for each of its arguments."""
+
+
+def sliding_windows(series: Array, length: int, stride: int = 1) -> Array:
+    """Return all windows of a series as a view: nothing is copied.
+
+    Parameters
+    ----------
+    series : array [N, ...]
+        Steps along the first axis.
+    length : int
+        Steps of a window, at most N.
+    stride : int
+        Steps from the beginning of a window to that of the next.
+
+    Returns
+    -------
+    array [n, length, ...]
+        n = (N - length) // stride + 1 windows, oldest first. Windows share memory with `series`
+        and with each other: the view is read-only on NumPy; on CuPy, which has no read-only
+        arrays, do not write into it.
+
+    Raises
+    ------
+    TypeError
+        If `series` is no array, or a number is no integer.
+    ValueError
+        If the series is shorter than a window, or a number is not positive.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> windows = sliding_windows(numpy.arange(6), 4)
+    >>> windows[:, :3], windows[:, 3:]  # three steps to see, one to forecast
+    (array([[0, 1, 2],
+           [1, 2, 3],
+           [2, 3, 4]]), array([[3],
+           [4],
+           [5]]))
+    """
+    _check_array("series", series)
+    length = checked_integer("length", length)
+    stride = checked_integer("stride", stride)
+    steps = series.shape[0]
+    if steps < length:
+        raise ValueError(f"series has {steps} steps, a window of length {length} needs more")
+    shape = ((steps - length) // stride + 1, length, *series.shape[1:])
+    strides = (series.strides[0] * stride, *series.strides)
+    xp = array_module(series)
+    # CuPy's own sliding_window_view reads a device array back, as_strided does not.
+    read_only = {"writeable": False} if xp is numpy else {}
+    windows: Array = xp.lib.stride_tricks.as_strided(series, shape, strides, **read_only)
+    return windows
+
+
+class Batches:
+    """Samples in batches, in another order every epoch if wanted; iterate as often as you like.
+
+    Only the rows of a batch are copied, so inputs may be a view as large as `sliding_windows`
+    makes. Each iteration is one epoch. Its order depends on `seed` and on the epoch's number
+    alone, so it is the same on NumPy and CuPy, and after `epoch` was set. On CuPy the order
+    goes to the device once an epoch; nothing is read back.
+
+    Parameters
+    ----------
+    inputs : array [N, ...], or tuple of arrays [N, ...]
+        Samples along the first axis; a tuple for a model of several arguments.
+    targets : array [N, ...]
+        What the model should say.
+    batch_size : int
+        Samples of a batch.
+    shuffle : bool
+        Whether to draw a new order for every epoch.
+    seed : int, optional
+        Seed of the orders; default: a fresh one from the operating system.
+    drop_last : bool
+        Whether to leave out a last batch of fewer samples.
+
+    Attributes
+    ----------
+    seed : int
+        The seed in use.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or the arrays live in different places.
+    ValueError
+        If they differ in their number of samples, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        inputs: Inputs,
+        targets: Array,
+        batch_size: int,
+        *,
+        shuffle: bool = False,
+        seed: int | None = None,
+        drop_last: bool = False,
+    ) -> None:
+        several = inputs if isinstance(inputs, tuple) else (inputs,)
+        if not several:
+            raise ValueError("inputs is an empty tuple")
+        for index, array in enumerate(several):
+            name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
+            _check_array(name, array)
+            require_same_place(name, array, several[0], "the first inputs")
+            _check_samples(name, array, several[0])
+        require_same_place("targets", targets, several[0], "the inputs")
+        _check_array("targets", targets)
+        _check_samples("targets", targets, several[0])
+        self.batch_size = checked_integer("batch_size", batch_size)
+        self.seed = secrets.randbits(64) if seed is None else checked_integer("seed", seed, 0)
+        self._inputs = inputs
+        self._targets = targets
+        self._shuffle = shuffle
+        self._drop_last = drop_last
+        self._epoch = 0
+
+    @property
+    def epoch(self) -> int:
+        """Number of the next epoch, counted from 0; set it to go on where a run ended."""
+        return self._epoch
+
+    @epoch.setter
+    def epoch(self, value: int) -> None:
+        self._epoch = checked_integer("epoch", value, minimum=0)
+
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+        samples: int = self._targets.shape[0]
+        whole, rest = divmod(samples, self.batch_size)
+        return whole + bool(rest and not self._drop_last)
+
+    def __iter__(self) -> Iterator[tuple[Inputs, Array]]:
+        """Begin the next epoch: yield (inputs, targets), inputs as a tuple if given as one."""
+        epoch, self._epoch = self._epoch, self._epoch + 1
+        return self._batches(epoch)
+
+    def _batches(self, epoch: int) -> Iterator[tuple[Inputs, Array]]:
+        order = None
+        if self._shuffle:
+            samples = self._targets.shape[0]
+            drawn = numpy.random.default_rng((self.seed, epoch)).permutation(samples)
+            order = array_module(self._targets).asarray(drawn)
+        for index in range(len(self)):
+            rows: Any = slice(index * self.batch_size, (index + 1) * self.batch_size)
+            if order is not None:
+                rows = order[rows]
+            yield self._rows(self._inputs, rows), self._rows(self._targets, rows)
+
+    def _rows(self, arrays: Inputs, rows: Any) -> Inputs:
+        if isinstance(arrays, tuple):
+            return tuple(self._rows(array, rows) for array in arrays)
+        # A batch is always fresh and contiguous: a slice is a view, an indexed copy may be strided.
+        chosen = arrays[rows]
+        return (
+            chosen.copy()
+            if isinstance(rows, slice)
+            else array_module(chosen).ascontiguousarray(chosen)
+        )
+
+
+def _check_array(name: str, array: object) -> None:
+    if not is_array(array):
+        raise TypeError(
+            f"{name} must be an array of numpy or cupy, received {type(array).__name__}"
+        )
+    if not array.ndim:  # type: ignore[attr-defined]
+        raise ValueError(f"{name} has no axes, the first one must be that of steps or samples")
+
+
+def _check_samples(name: str, array: Array, first: Array) -> None:
+    if array.shape[0] != first.shape[0]:
+        raise ValueError(f"{name} has {array.shape[0]} samples, but inputs have {first.shape[0]}")
