@@ -16,6 +16,7 @@ from cupy_lstm.checks import (
 )
 from cupy_lstm.functional import Tape, checked_gradients, lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
+from cupy_lstm.parameter import Parameter
 from cupy_lstm.recorder import Recorder
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
 
@@ -59,6 +60,12 @@ class LSTMCell(Layer):
     ImportError
         If `xp` is CuPy and cannot be imported.
     """
+
+    weight_ih: Parameter
+    weight_hh: Parameter
+    bias_ih: Parameter | None
+    bias_hh: Parameter | None
+    weight_ho: Parameter
 
     def __init__(
         self,

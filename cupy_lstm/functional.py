@@ -98,6 +98,7 @@ def lstm_forward(
     ValueError
         If shapes, dtypes or lengths do not fit.
     """
+    _check_weights(weights, len(reverse))
     reference = weights[0].weight_ih
     I = reference.shape[2]  # noqa: E741
     inputs = checked_array("inputs", inputs, reference, "the weights", (None, None, I))
@@ -234,6 +235,33 @@ def checked_gradients(
         if value is not None:
             checked_array(argument, value, x, "the inputs", shape)
     return doutputs, dstates, dcells
+
+
+def _check_weights(weights: Sequence[LayerWeights], D: int) -> None:
+    """Raise unless the weights are those of layers upon layers of D directions."""
+    if len(weights) == 0:
+        raise ValueError("weights must hold at least one layer, received none")
+    reference = weights[0].weight_ih
+    features = None
+    for k, layer in enumerate(weights):
+        gate_rows, P = layer.weight_hh.shape[1:]
+        shapes = (
+            (D, gate_rows, features),
+            (D, reference.shape[1], P),
+            (D, gate_rows),
+            (D, gate_rows),
+            (D, gate_rows // 4, P),
+        )
+        for kind, weight, shape in zip(layer._fields, layer, shapes, strict=True):
+            if weight is not None:
+                argument = f"weights[{k}].{kind}"
+                checked_array(argument, weight, reference, "the first layer's weights", shape)
+        if layer.weight_ho is None and gate_rows != 4 * P:
+            raise ValueError(
+                f"weights[{k}].weight_hh has shape {list(layer.weight_hh.shape)}, but without a "
+                f"weight_ho its last two sizes must be 4H and H"
+            )
+        features = D * P
 
 
 def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) -> Any:

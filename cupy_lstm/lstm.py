@@ -2,7 +2,7 @@
 
 import secrets
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 
@@ -19,6 +19,7 @@ from cupy_lstm.dropout import Dropout
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 from cupy_lstm.modes import forced_engine
+from cupy_lstm.parameter import Parameter
 from cupy_lstm.plan import explain_plan
 from cupy_lstm.recorder import Recorder
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
@@ -104,6 +105,10 @@ class LSTM(Layer):
 
     mode = "LSTM"
     state_components = 2
+
+    if TYPE_CHECKING:
+        # The parameters are attributes named by layer and direction, unknown to a type checker.
+        def __getattr__(self, name: str) -> Parameter: ...
 
     def __init__(
         self,

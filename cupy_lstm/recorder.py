@@ -1,11 +1,8 @@
 """What a layer remembers between its forward and its backward."""
 
 import threading
-from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from typing import Any
-
-from cupy_lstm.weights import LayerParameters
 
 
 class Recorder:

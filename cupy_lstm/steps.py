@@ -78,8 +78,8 @@ def padding_mask(lengths: Array | None, steps: range, T: int, reverse: Direction
     if lengths is None:
         return None
     xp = array_module(lengths)
-    time = xp.arange(T)
-    each = [
-        time[times(steps, T, backwards), None, None] >= lengths[:, None] for backwards in reverse
-    ]
-    return xp.stack(each)
+    mask = xp.empty((len(reverse), len(steps), len(lengths), 1), bool)
+    step = xp.arange(steps.start, steps.stop)[:, None, None]
+    for d, backwards in enumerate(reverse):
+        xp.greater_equal(T - 1 - step if backwards else step, lengths[:, None], out=mask[d])
+    return mask

@@ -1,6 +1,6 @@
 """The training loop."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from math import inf, isfinite
@@ -169,7 +169,7 @@ def fit(
     if patience is not None:
         patience = checked_integer("patience", patience)
     min_delta = checked_number("min_delta", min_delta)
-    callbacks = list(callbacks)
+    callbacks = _checked_parts(model, loss, optimizer, callbacks)
     _check_batches("batches", batches)
     if validation is not None:
         _check_batches("validation", validation)
@@ -217,7 +217,7 @@ class _MeanLoss:
     def read(self, kind: str, epoch: int) -> float:
         """Return the mean; synchronises on CuPy."""
         if not self._elements:
-            raise ValueError(f"the {kind} batches are empty")
+            raise ValueError(f"there are no {kind} batches")
         mean = float(self._total) / self._elements
         if not isfinite(mean):
             raise FloatingPointError(
@@ -300,6 +300,25 @@ def _progress_bar(epochs: int, wanted: bool) -> Iterator[Callable[[EpochRecord],
         yield show
 
 
+def _checked_parts(
+    model: Model, loss: Loss, optimizer: Optimizer, callbacks: Iterable[Callback]
+) -> list[Callback]:
+    """Raise if a part is none, and return the callbacks as a list."""
+    if not callable(model) or not hasattr(model, "backward"):
+        raise TypeError(f"model must be a layer with a backward, received {type(model).__name__}")
+    if not callable(loss):
+        raise TypeError(f"loss must be callable, received {loss!r}")
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"optimizer must be an Optimizer, received {optimizer!r}")
+    if not isinstance(callbacks, Iterable):
+        raise TypeError(f"callbacks must be an iterable of callables, received {callbacks!r}")
+    found = list(callbacks)
+    for index, callback in enumerate(found):
+        if not callable(callback):
+            raise TypeError(f"callbacks[{index}] must be callable, received {callback!r}")
+    return found
+
+
 def _check_batches(argument: str, batches: object) -> None:
     if not isinstance(batches, Iterable):
         raise TypeError(
@@ -311,3 +330,5 @@ def _check_batches(argument: str, batches: object) -> None:
             f"{argument} must be something that can be iterated every epoch, such as Batches or a "
             f"list, received a {type(batches).__name__}, which is used up by the first"
         )
+    if isinstance(batches, Sized) and not len(batches):
+        raise ValueError(f"{argument} is empty")

@@ -2,14 +2,14 @@
 
 import secrets
 from collections.abc import Iterator
-from typing import Any
+from typing import TypeAlias
 
 import numpy
 
 from cupy_lstm.backend import Array, array_module, is_array, require_same_place
 from cupy_lstm.checks import checked_integer
 
-Inputs = Array | tuple[Array, ...]
+Inputs: TypeAlias = Array | tuple[Array, ...]
 """What a model is called with: one array, or one for each of its arguments."""
 
 
@@ -151,27 +151,24 @@ class Batches:
         return self._batches(epoch)
 
     def _batches(self, epoch: int) -> Iterator[tuple[Inputs, Array]]:
+        xp, samples = array_module(self._targets), self._targets.shape[0]
         order = None
         if self._shuffle:
-            samples = self._targets.shape[0]
-            drawn = numpy.random.default_rng((self.seed, epoch)).permutation(samples)
-            order = array_module(self._targets).asarray(drawn)
+            generator = numpy.random.default_rng((self.seed, epoch))
+            order = xp.asarray(generator.permutation(samples))
         for index in range(len(self)):
-            rows: Any = slice(index * self.batch_size, (index + 1) * self.batch_size)
-            if order is not None:
-                rows = order[rows]
-            yield self._rows(self._inputs, rows), self._rows(self._targets, rows)
+            start = index * self.batch_size
+            stop = min(start + self.batch_size, samples)
+            rows = xp.arange(start, stop) if order is None else order[start:stop]
+            yield _chosen(self._inputs, rows), _chosen(self._targets, rows)
 
-    def _rows(self, arrays: Inputs, rows: Any) -> Inputs:
-        if isinstance(arrays, tuple):
-            return tuple(self._rows(array, rows) for array in arrays)
-        # A batch is always fresh and contiguous: a slice is a view, an indexed copy may be strided.
-        chosen = arrays[rows]
-        return (
-            chosen.copy()
-            if isinstance(rows, slice)
-            else array_module(chosen).ascontiguousarray(chosen)
-        )
+
+def _chosen(arrays: Inputs, rows: Array) -> Inputs:
+    """Return a contiguous copy of the rows of an array, or of each array of a tuple."""
+    if isinstance(arrays, tuple):
+        return tuple(_chosen(array, rows) for array in arrays)
+    # Indexing copies, but may keep the order in which the axes of `arrays` lie in memory.
+    return array_module(rows).ascontiguousarray(arrays[rows])
 
 
 def _check_array(name: str, array: object) -> None:
