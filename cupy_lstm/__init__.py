@@ -2,24 +2,57 @@
 
 from cupy_lstm import initializer, regularizer
 from cupy_lstm.cell import LSTMCell
+from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
+from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.layer import Layer
+from cupy_lstm.linear import Linear
+from cupy_lstm.loss import huber_loss, mae_loss, mse_loss, softmax_cross_entropy
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.modes import engine, no_grad
+from cupy_lstm.notation import LayerWeights
+from cupy_lstm.optimizer import SGD, Adam, AdamW
 from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.plan import explain_plan
 from cupy_lstm.rnn import RNN, BiRNN
+from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
+from cupy_lstm.training import EpochRecord, History, fit
+from cupy_lstm.windows import Batches, sliding_windows
 
 __version__ = "0.1.0"
 
 __all__ = [
     "LSTM",
     "RNN",
+    "SGD",
+    "Adam",
+    "AdamW",
+    "Batches",
     "BiRNN",
+    "ClipGradByGlobalNorm",
+    "ClipGradByNorm",
+    "ClipGradByValue",
+    "CosineAnnealingDecay",
+    "EpochRecord",
+    "History",
     "LSTMCell",
+    "Layer",
+    "LayerWeights",
+    "Linear",
+    "LinearWarmup",
     "ParamAttr",
     "Parameter",
+    "StepDecay",
     "engine",
     "explain_plan",
+    "fit",
+    "huber_loss",
     "initializer",
+    "lstm_backward",
+    "lstm_forward",
+    "mae_loss",
+    "mse_loss",
     "no_grad",
     "regularizer",
+    "sliding_windows",
+    "softmax_cross_entropy",
 ]

@@ -14,7 +14,7 @@ from cupy_lstm.checks import (
     checked_projection,
     seeded_generator,
 )
-from cupy_lstm.functional import Tape, checked_gradients, lstm_backward, lstm_forward
+from cupy_lstm.functional import Tape, checked_upstream, lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.recorder import Recorder
@@ -102,6 +102,7 @@ class LSTMCell(Layer):
             self.dtype,
         )
         vars(self).update(self._layer.named())
+        self._absent = [name for name, value in self._layer.named().items() if value is None]
         self._recorder = Recorder()
 
     @property
@@ -139,7 +140,7 @@ class LSTMCell(Layer):
             If shapes or dtypes do not fit.
         """
         reference = self._layer.arrays().weight_ih
-        size = (None, self.input_size)
+        size = ("batch", self.input_size)
         inputs = checked_array("inputs", inputs, reference, "the weights", size)
         _, (h, c), tape = sweep(self, inputs[None], states, None, False, True, "states")
         self._recorder.keep(tape, versions([self._layer]))
@@ -236,8 +237,9 @@ def sweep(
     weights = cell._layer.arrays()
     initial = None
     if states is not None:
+        axes = ("steps", "batch") if time_major else ("batch", "steps")
         inputs = checked_array(
-            "inputs", inputs, weights.weight_ih, "the weights", (None, None, cell.input_size)
+            "inputs", inputs, weights.weight_ih, "the weights", (*axes, cell.input_size)
         )
         B = inputs.shape[1 if time_major else 0]
         h, c = (
@@ -258,7 +260,7 @@ def sweep(
 def checked_sweep_gradients(
     cell: LSTMCell, tape: Tape, doutputs: Array | None, dstates: object, argument: str
 ) -> tuple[Array | None, Gradients]:
-    """Return the gradients for `sweep_back`, checked; zeros for h if all of them are None."""
+    """Return the gradients that `sweep_back` starts from, checked."""
     dh: Array | None = None
     dc: Array | None = None
     if dstates is not None:
@@ -271,7 +273,7 @@ def checked_sweep_gradients(
                 zip(checked_pair(argument, dstates, "(dh, dc)"), cell.state_shape, strict=True)
             )
         )
-    checked_gradients(tape, doutputs, None if dstates is None else (dh, dc), None)
+    checked_upstream(tape, doutputs, (dh, dc), None)
     return doutputs, (dh, dc)
 
 

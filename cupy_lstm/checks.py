@@ -8,6 +8,16 @@ import numpy
 
 from cupy_lstm.backend import Array, array_module, is_array, require_same_place
 
+DIRECTIONS = {
+    "forward": (False,),
+    "bidirect": (False, True),
+    "bidirectional": (False, True),
+}
+"""Paddle's words for which directions there are, and which of them read from the end."""
+
+DTYPES = ("float32", "float64")
+"""What weights may be."""
+
 
 def checked_integer(argument: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an int that is at least `minimum`.
@@ -33,6 +43,22 @@ def checked_integer(argument: str, value: object, minimum: int = 1) -> int:
     if value < minimum:
         raise ValueError(f"{argument} must be at least {minimum}, received {value}")
     return int(value)
+
+
+def checked_word(argument: str, value: object) -> int:
+    """Return `value` as an int that fits 64 bits without a sign.
+
+    Raises
+    ------
+    TypeError
+        If it is no integer.
+    ValueError
+        If it is outside [0, 2^64).
+    """
+    number = checked_integer(argument, value, 0)
+    if number >= 2**64:
+        raise ValueError(f"{argument} must be below 2^64, received {number}")
+    return number
 
 
 def checked_number(
@@ -97,6 +123,36 @@ def checked_boolean(argument: str, value: object) -> bool:
     return bool(value)
 
 
+def checked_choice(argument: str, value: object, choices: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises
+    ------
+    TypeError
+        If it is no string.
+    ValueError
+        If it is another one.
+    """
+    if not isinstance(value, str):
+        raise TypeError(f"{argument} must be one of {choices}, received {value!r}")
+    if value not in choices:
+        raise ValueError(f"{argument} must be one of {choices}, received {value!r}")
+    return value
+
+
+def checked_direction(value: object) -> tuple[bool, ...]:
+    """Return for each direction of ``"forward"`` or ``"bidirectional"`` whether it is reversed.
+
+    Raises
+    ------
+    ValueError
+        If it is none of Paddle's words, whatever its type.
+    """
+    if not isinstance(value, str) or value not in DIRECTIONS:
+        raise ValueError(f"direction must be one of {tuple(DIRECTIONS)}, received {value!r}")
+    return DIRECTIONS[value]
+
+
 def checked_name(value: object) -> str | None:
     """Return `value` if it is a string or None; raise a TypeError otherwise."""
     if value is not None and not isinstance(value, str):
@@ -128,7 +184,7 @@ def seeded_generator(seed: object) -> numpy.random.Generator:
 
 
 def checked_array(
-    argument: str, value: object, reference: Array, owner: str, shape: tuple[int | None, ...]
+    argument: str, value: object, reference: Array, owner: str, shape: tuple[int | str | None, ...]
 ) -> Array:
     """Return `value` if it is an array as wanted.
 
@@ -142,8 +198,8 @@ def checked_array(
         Has the module, device and dtype that are wanted.
     owner : str
         What `reference` is, in the plural: ``"the weights"``.
-    shape : tuple of int or None
-        Wanted shape; None where any size will do.
+    shape : tuple of int, str or None
+        Wanted shape; a name, or None, where any size will do.
 
     Raises
     ------
@@ -160,7 +216,8 @@ def checked_array(
             f"convert it with .astype({str(reference.dtype)!r})"
         )
     fits = len(shape) == array.ndim and all(
-        wanted is None or wanted == size for wanted, size in zip(shape, array.shape, strict=True)
+        not isinstance(wanted, int) or wanted == size
+        for wanted, size in zip(shape, array.shape, strict=True)
     )
     if not fits:
         sizes = ", ".join("any" if size is None else str(size) for size in shape)
@@ -225,7 +282,9 @@ def checked_lengths(
     elif not isinstance(value, numpy.ndarray):
         require_same_place(argument, value, reference, "the inputs")
     if array.dtype.kind not in "iufb":
-        raise TypeError(f"{argument} must hold integers, received {type(value).__name__}")
+        raise TypeError(
+            f"{argument} must hold integers, received {type(value).__name__} of dtype {array.dtype}"
+        )
     if array.dtype.kind not in "iu":
         raise ValueError(f"{argument} must hold integers, received dtype {array.dtype}")
     if array.shape not in ((batch,), (batch, 1)):
@@ -241,4 +300,5 @@ def checked_lengths(
             row = int(wrong[0])
             limit = "a length cannot be negative" if host[row] < 0 else f"inputs have {steps} steps"
             raise ValueError(f"{argument}[{row}] is {host[row]}, but {limit}")
-    return xp.asarray(array, dtype="int64")
+    # Always a copy: the caller may fill his array anew before a backward pass.
+    return xp.array(array, dtype="int64")

@@ -9,10 +9,12 @@ that starts at row r of the whole batch says so with `first_row`.
 """
 
 from dataclasses import dataclass
+from math import ceil
 
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module
+from cupy_lstm.checks import checked_integer, checked_probability, checked_word
 
 LANES = 8
 """32-bit values in one Philox block."""
@@ -30,12 +32,23 @@ class Dropout:
         Key of the mask, each in [0, 2^64).
     first_row : int
         Row of the whole batch that this call's row 0 is.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If one of them has the wrong type or is out of its range.
     """
 
     probability: float
     seed: int
     call: int
     first_row: int = 0
+
+    def __post_init__(self) -> None:
+        checked_probability("probability", self.probability)
+        checked_word("seed", self.seed)
+        checked_word("call", self.call)
+        checked_integer("first_row", self.first_row, 0)
 
     def apply(self, array: Array, layer: int) -> None:
         """Drop elements of an array [T,B,F] in place; scale the others by 1 / (1 - p).
@@ -67,6 +80,7 @@ class Dropout:
         )
         words = philox.random_raw(B * blocks * 4)
         values = words.astype("<u8", copy=False).view("<u4").reshape(B, blocks * LANES)[:, :F]
-        threshold = min(round(self.probability * 2**32), 2**32 - 1)
-        kept: HostArray = values >= numpy.uint32(threshold)
+        # Wider than the values: the threshold can be 2^32, and nothing is kept then.
+        threshold = numpy.uint64(ceil(self.probability * 2**32))
+        kept: HostArray = values >= threshold
         return kept

@@ -12,6 +12,7 @@ from cupy_lstm import network
 from cupy_lstm.backend import Array, array_module
 from cupy_lstm.checks import checked_array, checked_lengths, checked_pair
 from cupy_lstm.dropout import Dropout
+from cupy_lstm.layer_checks import check_targets, checked_reverse, checked_weights
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.steps import Directions
@@ -98,10 +99,14 @@ def lstm_forward(
     ValueError
         If shapes, dtypes or lengths do not fit.
     """
-    _check_weights(weights, len(reverse))
+    reverse = checked_reverse(reverse)
+    weights = checked_weights(weights, len(reverse))
+    if dropout is not None and not isinstance(dropout, Dropout):
+        raise TypeError(f"dropout must be a Dropout or None, received {type(dropout).__name__}")
     reference = weights[0].weight_ih
     I = reference.shape[2]  # noqa: E741
-    inputs = checked_array("inputs", inputs, reference, "the weights", (None, None, I))
+    axes = ("steps", "batch", I) if time_major else ("batch", "steps", I)
+    inputs = checked_array("inputs", inputs, reference, "the weights", axes)
     x = inputs if time_major else inputs.swapaxes(0, 1)
     T, B, _ = x.shape
     D, H, P = len(reverse), reference.shape[1] // 4, weights[0].weight_hh.shape[2]
@@ -185,7 +190,7 @@ def lstm_backward(
     TypeError, ValueError
         If a gradient has the wrong device, dtype or shape; the tape is still good then.
     """
-    doutputs, (dh, dc), dcells = checked_gradients(tape, doutputs, dfinal_states, dcells)
+    doutputs, (dh, dc), dcells = checked_upstream(tape, doutputs, dfinal_states, dcells)
     x, D = tape.x, len(tape.reverse)
     (T, B, _), xp = x.shape, array_module(x)
     rows = (T, B) if tape.time_major else (B, T)
@@ -193,6 +198,7 @@ def lstm_backward(
         wanted = [_for_each_weight(weights, lambda _: slice(None)) for weights in tape.weights]
     if gradients is None:
         gradients = [_for_each_weight(weights, xp.zeros_like) for weights in tape.weights]
+    check_targets(tape.weights, wanted, gradients)
     dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
     tape.used = True
     dinitial_states = network.backward(
@@ -208,17 +214,20 @@ def lstm_backward(
     return dinputs, dinitial_states, gradients
 
 
-def checked_gradients(
+def checked_upstream(
     tape: Tape,
     doutputs: Array | None,
     dfinal_states: tuple[Array | None, Array | None] | None,
     dcells: Array | None,
 ) -> tuple[Array | None, tuple[Array | None, Array | None], Array | None]:
     """Return the gradients a backward pass starts from, checked as `lstm_backward` says."""
+    if not isinstance(tape, Tape):
+        raise TypeError(
+            "tape must be the Tape of a recorded lstm_forward (inside no_grad() none is kept), "
+            f"received {type(tape).__name__}"
+        )
     if tape.used:
         raise RuntimeError("the tape of this forward has been used: run the forward again")
-    if doutputs is None and dfinal_states is None and dcells is None:
-        raise ValueError("backward needs doutputs, dfinal_states or dcells, received None for all")
     x, L, D = tape.x, len(tape.weights), len(tape.reverse)
     H, P = tape.weights[0].weight_ih.shape[1] // 4, tape.weights[0].weight_hh.shape[2]
     T, B, _ = x.shape
@@ -226,42 +235,18 @@ def checked_gradients(
     dstates: tuple[Array | None, Array | None] = (None, None)
     if dfinal_states is not None:
         dstates = checked_pair("dfinal_states", dfinal_states, "(dh, dc)")
-    for argument, value, shape in (
+    upstream = (
         ("doutputs", doutputs, (*rows, D * P)),
         ("dfinal_states[0] (dh)", dstates[0], (L * D, B, P)),
         ("dfinal_states[1] (dc)", dstates[1], (L * D, B, H)),
         ("dcells", dcells, (*rows, D * H)),
-    ):
+    )
+    if all(value is None for _, value, _ in upstream):
+        raise ValueError("backward needs the gradient of some output, received None for all")
+    for argument, value, shape in upstream:
         if value is not None:
             checked_array(argument, value, x, "the inputs", shape)
     return doutputs, dstates, dcells
-
-
-def _check_weights(weights: Sequence[LayerWeights], D: int) -> None:
-    """Raise unless the weights are those of layers upon layers of D directions."""
-    if len(weights) == 0:
-        raise ValueError("weights must hold at least one layer, received none")
-    reference = weights[0].weight_ih
-    features = None
-    for k, layer in enumerate(weights):
-        gate_rows, P = layer.weight_hh.shape[1:]
-        shapes = (
-            (D, gate_rows, features),
-            (D, reference.shape[1], P),
-            (D, gate_rows),
-            (D, gate_rows),
-            (D, gate_rows // 4, P),
-        )
-        for kind, weight, shape in zip(layer._fields, layer, shapes, strict=True):
-            if weight is not None:
-                argument = f"weights[{k}].{kind}"
-                checked_array(argument, weight, reference, "the first layer's weights", shape)
-        if layer.weight_ho is None and gate_rows != 4 * P:
-            raise ValueError(
-                f"weights[{k}].weight_hh has shape {list(layer.weight_hh.shape)}, but without a "
-                f"weight_ho its last two sizes must be 4H and H"
-            )
-        features = D * P
 
 
 def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) -> Any:

@@ -5,13 +5,14 @@ Fans are those of one gate block: for a weight [4H, I] of an LSTM, fan_in is I a
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from typing import NamedTuple
 
 import numpy
 from numpy.random import Generator
 
-from cupy_lstm.backend import Array, HostArray, to_host
+from cupy_lstm.backend import Array, HostArray, is_array, to_host
+from cupy_lstm.checks import checked_number
 
 
 class Fans(NamedTuple):
@@ -45,6 +46,9 @@ class Constant(Initializer):
 
     value: float = 0.0
 
+    def __post_init__(self) -> None:
+        checked_number("value", self.value, -inf, low_included=False)
+
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         return numpy.full(shape, self.value)
 
@@ -56,6 +60,14 @@ class Uniform(Initializer):
     low: float = -1.0
     high: float = 1.0
 
+    def __post_init__(self) -> None:
+        checked_number("low", self.low, -inf, low_included=False)
+        checked_number("high", self.high, -inf, low_included=False)
+        if self.low > self.high:
+            raise ValueError(
+                f"low must not exceed high, received low={self.low} and high={self.high}"
+            )
+
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         return generator.uniform(self.low, self.high, shape)
 
@@ -66,6 +78,10 @@ class Normal(Initializer):
 
     mean: float = 0.0
     std: float = 1.0
+
+    def __post_init__(self) -> None:
+        checked_number("mean", self.mean, -inf, low_included=False)
+        checked_number("std", self.std)
 
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         return generator.normal(self.mean, self.std, shape)
@@ -80,7 +96,7 @@ class TruncatedNormal(Initializer):
     mean, std : float
         Of the normal distribution before truncation.
     bound : float
-        In standard deviations, positive.
+        In standard deviations, at least 0.01: draws beyond it are thrown away.
     """
 
     mean: float = 0.0
@@ -88,8 +104,9 @@ class TruncatedNormal(Initializer):
     bound: float = 2.0
 
     def __post_init__(self) -> None:
-        if not self.bound > 0:
-            raise ValueError(f"bound must be positive, received {self.bound}")
+        checked_number("mean", self.mean, -inf, low_included=False)
+        checked_number("std", self.std)
+        checked_number("bound", self.bound, 0.01)
 
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         values = generator.standard_normal(shape)
@@ -142,9 +159,12 @@ class Orthogonal(Initializer):
 
     gain: float = 1.0
 
+    def __post_init__(self) -> None:
+        checked_number("gain", self.gain, -inf, low_included=False)
+
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         if len(shape) != 2:
-            raise ValueError(f"Orthogonal draws matrices only, the weight has shape {shape}")
+            raise ValueError(f"Orthogonal draws matrices, but the weight has shape {list(shape)}")
         rows, columns = shape
         normal = generator.standard_normal((max(shape), min(shape)))
         q, r = numpy.linalg.qr(normal)
@@ -162,11 +182,17 @@ class Assign(Initializer):
     """
 
     def __init__(self, value: Array) -> None:
-        self.value = numpy.array(to_host(value) if hasattr(value, "get") else value, "float64")
+        try:
+            self.value = numpy.array(to_host(value) if is_array(value) else value, "float64")
+        except (TypeError, ValueError):
+            raise TypeError(
+                f"value must be an array of numbers, received {type(value).__name__}"
+            ) from None
 
     def draw(self, shape: tuple[int, ...], fans: Fans, generator: Generator) -> HostArray:
         if self.value.shape != shape:
             raise ValueError(
-                f"Assign holds an array of shape {self.value.shape}, the weight has shape {shape}"
+                f"Assign holds an array of shape {list(self.value.shape)}, "
+                f"but the weight has shape {list(shape)}"
             )
         return self.value

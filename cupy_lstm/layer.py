@@ -7,10 +7,8 @@ from typing import Any, Self
 import numpy
 
 from cupy_lstm.backend import Array, import_module, module_name
-from cupy_lstm.initializer import Fans, Initializer
-from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, unique_buffers
-
-DTYPES = ("float32", "float64")
+from cupy_lstm.checks import DTYPES
+from cupy_lstm.parameter import Parameter, unique_buffers
 
 
 class Layer:
@@ -39,10 +37,10 @@ class Layer:
         import_module(self._module)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(self.__dict__.get(name), Parameter):
+        if isinstance(vars(self).get(name), Parameter) or name in vars(self).get("_absent", ()):
             raise TypeError(
-                f"{name} is a parameter and cannot be rebound to {type(value).__name__}: "
-                f"copy values in with {name}.set_value(...)"
+                f"{name} is a parameter, or the place of an absent one, and cannot be rebound to "
+                f"{type(value).__name__}: copy values in with {name}.set_value(...)"
             )
         super().__setattr__(name, value)
 
@@ -149,24 +147,20 @@ class Layer:
             )
         parameters = dict(self.named_parameters())
         aliases = self._aliases()
-        chosen: dict[str, Array | Parameter] = {}
-        unexpected = []
-        for key, value in state_dict.items():
-            if key in aliases:
-                chosen[aliases[key]] = value
-            elif key not in parameters:
-                unexpected.append(key)
-        for name in parameters:
-            if name in state_dict:
-                chosen.setdefault(name, state_dict[name])
-        for name, value in chosen.items():
+        keys = {name: name for name in parameters if name in state_dict}
+        keys |= {aliases[key]: key for key in state_dict if key in aliases}
+        values = {}
+        for name, key in keys.items():
             try:
-                parameters[name].check_value(value)
+                # A copy: the values may be views of the very weights that are written.
+                values[name] = parameters[name].check_value(state_dict[key]).copy()
             except (TypeError, ValueError) as error:
-                raise type(error)(f"state_dict[{name!r}]: {error}; nothing was loaded") from None
-        for name, value in chosen.items():
+                raise type(error)(f"state_dict[{key!r}]: {error}; nothing was loaded") from None
+        for name, value in values.items():
             parameters[name].set_value(value)
-        return [name for name in parameters if name not in chosen], unexpected
+        missing = [name for name in parameters if name not in keys]
+        unexpected = [key for key in state_dict if key not in parameters and key not in aliases]
+        return missing, unexpected
 
     def _aliases(self, prefix: str = "") -> dict[str, str]:
         """Return other spellings of parameter names, each with the name it means."""
@@ -200,8 +194,11 @@ class Layer:
         name = self._module if xp is None else module_name(xp)
         wanted = self._dtype if dtype is None else checked_dtype(dtype)
         module = import_module(name)
-        for buffer in unique_buffers(self.parameters()):
-            buffer.move(module, wanted)
+        buffers = unique_buffers(self.parameters())
+        # All copies are made before the first one is used: a failure leaves everything in place.
+        copies = [buffer.moved(module, wanted) for buffer in buffers]
+        for buffer, copy in zip(buffers, copies, strict=True):
+            buffer.take(copy)
         self._set_place(name, wanted)
         return self
 
@@ -209,20 +206,6 @@ class Layer:
         self._module, self._dtype = name, dtype
         for _, child in self.named_children():
             child._set_place(name, dtype)
-
-    def _make_buffer(
-        self,
-        shape: tuple[int, ...],
-        rows: list[tuple[str, ParamAttr]],
-        default: Initializer,
-        fans: Fans,
-        generator: numpy.random.Generator,
-    ) -> None:
-        """Draw one buffer [len(rows), *shape] on the host and name its rows as parameters."""
-        values = [(attr.initializer or default).draw(shape, fans, generator) for _, attr in rows]
-        buffer = Buffer(self.xp.asarray(numpy.stack(values).astype(self._dtype)))
-        for index, (name, attr) in enumerate(rows):
-            setattr(self, name, Parameter(buffer, index, name, attr))
 
 
 def checked_dtype(dtype: Any) -> "numpy.dtype[Any]":
@@ -241,4 +224,4 @@ def checked_dtype(dtype: Any) -> "numpy.dtype[Any]":
         raise TypeError(f"dtype must be one of {DTYPES}, received {dtype!r}") from None
     if dtype is None or wanted.name not in DTYPES:
         raise ValueError(f"dtype must be one of {DTYPES}, received {dtype!r}")
-    return wanted
+    return numpy.dtype(wanted.name)  # in native byte order

@@ -7,10 +7,10 @@ import numpy
 
 from cupy_lstm.backend import Array, require_same_place
 from cupy_lstm.checks import checked_array, checked_integer, checked_name, seeded_generator
-from cupy_lstm.initializer import Constant, Fans, XavierUniform
+from cupy_lstm.initializer import Constant, Fans, Initializer, XavierUniform
 from cupy_lstm.layer import Layer
 from cupy_lstm.modes import is_recording
-from cupy_lstm.parameter import ParamAttr, Parameter
+from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
 from cupy_lstm.recorder import Recorder
 
 
@@ -79,24 +79,20 @@ class Linear(Layer):
         self.out_features = checked_integer("out_features", out_features)
         checked_name(name)
         generator = seeded_generator(seed)
-        fans = Fans(self.in_features, self.out_features)
-        self._make_buffer(
-            (self.in_features, self.out_features),
-            [("weight", ParamAttr.of(weight_attr, "weight_attr"))],
-            XavierUniform(),
-            fans,
-            generator,
-        )
+        self.weight = self._parameter("weight", weight_attr, XavierUniform(), generator)
         self.bias = None
         if bias_attr is not False:
-            self._make_buffer(
-                (self.out_features,),
-                [("bias", ParamAttr.of(bias_attr, "bias_attr"))],
-                Constant(0.0),
-                fans,
-                generator,
-            )
+            self.bias = self._parameter("bias", bias_attr, Constant(0.0), generator)
         self._recorder = Recorder()
+
+    def _parameter(
+        self, name: str, attr: Any, default: Initializer, generator: numpy.random.Generator
+    ) -> Parameter:
+        shape = (self.in_features, self.out_features)[0 if name == "weight" else 1 :]
+        attr = ParamAttr.of(attr, f"{name}_attr")
+        fans = Fans(self.in_features, self.out_features)
+        values = drawn_value(name, attr, default, shape, fans, generator)
+        return Parameter(Buffer.from_host([values], self.xp, self.dtype), 0, name, attr)
 
     def __call__(self, x: Array) -> Array:
         """Map the last axis of `x`.
@@ -155,9 +151,9 @@ class Linear(Layer):
         gradients = dy.reshape(-1, self.out_features)
         with self._recorder.exclusive():
             if self.weight.trainable:
-                _add_gradient(self.weight, inputs.T @ gradients)
+                self.weight.add_gradient(inputs.T @ gradients)
             if self.bias is not None and self.bias.trainable:
-                _add_gradient(self.bias, gradients.sum(axis=0))
+                self.bias.add_gradient(gradients.sum(axis=0))
         self._recorder.clear()
         return (gradients @ weight.T).reshape(x.shape)
 
@@ -172,9 +168,3 @@ class Linear(Layer):
     def __repr__(self) -> str:
         bias = "" if self.bias is not None else ", bias_attr=False"
         return f"Linear({self.in_features}, {self.out_features}{bias}, dtype={str(self.dtype)!r})"
-
-
-def _add_gradient(parameter: Parameter, value: Array) -> None:
-    gradient = parameter.buffer.make_gradient()[parameter.index]
-    gradient += value
-    parameter.has_gradient = True

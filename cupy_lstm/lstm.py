@@ -1,6 +1,8 @@
 """The LSTM as a layer: the interface of `paddle.nn.LSTM` over `cupy_lstm.functional`."""
 
 import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -9,26 +11,22 @@ import numpy
 from cupy_lstm.backend import Array
 from cupy_lstm.checks import (
     checked_boolean,
+    checked_direction,
     checked_integer,
     checked_name,
     checked_probability,
     checked_projection,
+    checked_word,
     seeded_generator,
 )
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
-from cupy_lstm.modes import forced_engine
+from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.plan import explain_plan
 from cupy_lstm.recorder import Recorder
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
-
-DIRECTIONS = {
-    "forward": (False,),
-    "bidirect": (False, True),
-    "bidirectional": (False, True),
-}
 
 
 class LSTM(Layer):
@@ -134,11 +132,7 @@ class LSTM(Layer):
         self.hidden_size = checked_integer("hidden_size", hidden_size, 1)
         self.num_layers = checked_integer("num_layers", num_layers, 1)
         self.proj_size = checked_projection(proj_size, self.hidden_size)
-        if not isinstance(direction, str) or direction not in DIRECTIONS:
-            raise ValueError(
-                f"direction must be one of {tuple(DIRECTIONS)}, received {direction!r}"
-            )
-        self._reverse = DIRECTIONS[direction]
+        self._reverse = checked_direction(direction)
         self.num_directions = len(self._reverse)
         self.time_major = time_major
         self.dropout = dropout
@@ -162,8 +156,10 @@ class LSTM(Layer):
             )
             for k in range(self.num_layers)
         ]
+        self._absent: list[str] = []
         for layer in self._layers:
             vars(self).update(layer.named())
+            self._absent += [name for name, value in layer.named().items() if value is None]
         self.dropout_seed = secrets.randbits(64) if seed is None else int(generator.integers(2**63))
         self.dropout_calls = 0
         self._recorder = Recorder()
@@ -185,6 +181,24 @@ class LSTM(Layer):
     @dropout.setter
     def dropout(self, value: float) -> None:
         self._dropout = checked_probability("dropout", value)
+
+    @property
+    def dropout_seed(self) -> int:
+        """Seed of the dropout masks."""
+        return self._dropout_seed
+
+    @dropout_seed.setter
+    def dropout_seed(self, value: int) -> None:
+        self._dropout_seed = checked_word("dropout_seed", value)
+
+    @property
+    def dropout_calls(self) -> int:
+        """Number of the next call with dropout."""
+        return self._dropout_calls
+
+    @dropout_calls.setter
+    def dropout_calls(self, value: int) -> None:
+        self._dropout_calls = checked_word("dropout_calls", value)
 
     def __call__(
         self,
@@ -230,22 +244,18 @@ class LSTM(Layer):
         ValueError
             If shapes, dtypes or lengths do not fit.
         """
-        dropout, calls = None, self.dropout_calls
-        if self.training and self.dropout > 0 and self.num_layers > 1:
-            dropout = Dropout(self.dropout, self.dropout_seed, calls)
-        *results, tape = lstm_forward(
-            inputs,
-            [layer.arrays() for layer in self._layers],
-            initial_states,
-            sequence_length,
-            reverse=self._reverse,
-            time_major=self.time_major,
-            dropout=dropout,
-            return_cells=return_cells,
-            check_lengths=check_lengths,
-        )
-        if dropout is not None:
-            self.dropout_calls = calls + 1
+        with self._next_dropout() as dropout:
+            *results, tape = lstm_forward(
+                inputs,
+                [layer.arrays() for layer in self._layers],
+                initial_states,
+                sequence_length,
+                reverse=self._reverse,
+                time_major=self.time_major,
+                dropout=dropout,
+                return_cells=return_cells,
+                check_lengths=check_lengths,
+            )
         self._recorder.keep(tape, versions(self._layers))
         return tuple(results)
 
@@ -299,6 +309,23 @@ class LSTM(Layer):
         self._recorder.clear()
         return dinputs, dinitial_states
 
+    @contextmanager
+    def _next_dropout(self) -> Iterator[Dropout | None]:
+        """Give this call its mask; the number of a call that fails is taken back."""
+        if not (self.training and self.dropout > 0 and self.num_layers > 1):
+            yield None
+            return
+        with self._recorder.exclusive():
+            call = self.dropout_calls
+            self.dropout_calls = call + 1
+        try:
+            yield Dropout(self.dropout, self.dropout_seed, call)
+        except BaseException:
+            with self._recorder.exclusive():
+                if self.dropout_calls == call + 1:
+                    self.dropout_calls = call
+            raise
+
     def clear_tape(self) -> None:
         """Free what the last call of this thread remembered for `backward`."""
         self._recorder.clear()
@@ -326,7 +353,7 @@ class LSTM(Layer):
             proj_size=self.proj_size,
             itemsize=self.dtype.itemsize,
             module=self._module,
-            training=self.training,
+            training=is_recording(),
             forced=forced_engine(),
         )
 

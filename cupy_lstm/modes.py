@@ -4,38 +4,53 @@ Both are context variables, so a thread or an asyncio task that sets one does no
 others.
 """
 
+import inspect
+from collections.abc import Callable
 from contextlib import ContextDecorator
-from contextvars import ContextVar, Token
+from contextvars import ContextVar
 from typing import Generic, Self, TypeVar
 
-from cupy_lstm.plan import ENGINES
+from cupy_lstm.plan import checked_engine
 
 Value = TypeVar("Value")
+Function = TypeVar("Function", bound=Callable[..., object])
 
-_recording: ContextVar[bool] = ContextVar("cupy_lstm_recording", default=True)
-_engine: ContextVar[str] = ContextVar("cupy_lstm_engine", default="auto")
+_recording: ContextVar[tuple[bool, ...]] = ContextVar("cupy_lstm_recording", default=(True,))
+_engine: ContextVar[tuple[str, ...]] = ContextVar("cupy_lstm_engine", default=("auto",))
 
 
 class _Setting(ContextDecorator, Generic[Value]):
-    """Set a context variable on entry and restore it on exit; nests and can be used again."""
+    """Put a value on top of a context variable's stack on entry, and take it off on exit.
 
-    def __init__(self, variable: ContextVar[Value], value: Value) -> None:
-        self._variable = variable
+    The stack is in the context and not in the object: one object may serve several threads and
+    tasks at once.
+    """
+
+    def __init__(self, stack: ContextVar[tuple[Value, ...]], value: Value) -> None:
+        self._stack = stack
         self._value = value
-        self._tokens: list[Token[Value]] = []
 
     def __enter__(self) -> Self:
-        self._tokens.append(self._variable.set(self._value))
+        self._stack.set((*self._stack.get(), self._value))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._variable.reset(self._tokens.pop())
+        self._stack.set(self._stack.get()[:-1])
 
-    def _recreate_cm(self) -> Self:
-        # A decorated function may run in several threads at once: each call gets its own tokens.
-        fresh = type(self).__new__(type(self))
-        _Setting.__init__(fresh, self._variable, self._value)
-        return fresh
+    def __call__(self, function: Function) -> Function:
+        """Return `function` with the switch set while it runs."""
+        for kind, is_kind in (
+            ("coroutine", inspect.iscoroutinefunction),
+            ("generator", inspect.isgeneratorfunction),
+            ("generator", inspect.isasyncgenfunction),
+        ):
+            if is_kind(function):
+                raise TypeError(
+                    f"{type(self).__name__}(...) cannot decorate the {kind} function "
+                    f"{function.__name__!r}, whose body runs after the call returns: "
+                    f"write 'with {type(self).__name__}(...):' inside it"
+                )
+        return super().__call__(function)
 
 
 class no_grad(_Setting[bool]):  # noqa: N801 - the field's name for it, used like a keyword
@@ -70,21 +85,19 @@ class engine(_Setting[str]):  # noqa: N801 - used like a keyword, as no_grad is
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no such engine.
     """
 
     def __init__(self, name: str) -> None:
-        if name not in ("auto", *ENGINES):
-            raise ValueError(f"engine must be one of {('auto', *ENGINES)}, received {name!r}")
-        super().__init__(_engine, name)
+        super().__init__(_engine, checked_engine("engine", name))
 
 
 def is_recording() -> bool:
     """Say whether calls made here keep what a backward pass needs."""
-    return _recording.get()
+    return _recording.get()[-1]
 
 
 def forced_engine() -> str:
     """Return the name given to `engine`, or ``"auto"``."""
-    return _engine.get()
+    return _engine.get()[-1]

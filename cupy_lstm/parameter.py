@@ -6,7 +6,7 @@ row of it, the weight a user sees and sets. So both directions go into one GEMM,
 or an all-reduce sees flat memory.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module, is_array, location, to_host
-from cupy_lstm.initializer import Initializer
+from cupy_lstm.checks import checked_number
+from cupy_lstm.initializer import Fans, Initializer
 from cupy_lstm.regularizer import Regularizer
 
 
@@ -62,15 +63,11 @@ class ParamAttr:
         ):
             value = getattr(self, field)
             if value is not None and not isinstance(value, kind):
-                raise TypeError(f"{field} must be a {kind.__name__} or None, received {value!r}")
+                raise TypeError(f"{field} must be {kind.__name__} or None, received {value!r}")
         for field in ("trainable", "do_model_average", "need_clip"):
             if not isinstance(getattr(self, field), bool):
                 raise TypeError(f"{field} must be a bool, received {getattr(self, field)!r}")
-        rate = self.learning_rate
-        if isinstance(rate, bool) or not isinstance(rate, int | float):
-            raise TypeError(f"learning_rate must be a number, received {rate!r}")
-        if not 0 <= rate < float("inf"):
-            raise ValueError(f"learning_rate must be finite and not negative, received {rate}")
+        checked_number("learning_rate", self.learning_rate)
 
     @classmethod
     def of(cls, value: object, argument: str) -> "ParamAttr":
@@ -123,17 +120,29 @@ class Buffer:
         self.gradient: Array | None = None
         self.version = 0
 
+    @classmethod
+    def from_host(
+        cls, rows: Sequence[HostArray], xp: ModuleType, dtype: "numpy.dtype[Any]"
+    ) -> "Buffer":
+        """Return a buffer of rows that were drawn on the host, one for each direction."""
+        return cls(xp.asarray(numpy.stack(rows).astype(dtype)))
+
     def make_gradient(self) -> Array:
         """Return the gradient array, allocated as zeros on first use."""
         if self.gradient is None:
             self.gradient = array_module(self.data).zeros_like(self.data)
         return self.gradient
 
-    def move(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> None:
-        """Move data and gradient to another array module and dtype."""
-        self.data = _moved(self.data, xp, dtype)
+    def moved(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> "Buffer":
+        """Return a buffer with this one's contents in another array module and dtype."""
+        buffer = Buffer(_moved(self.data, xp, dtype))
         if self.gradient is not None:
-            self.gradient = _moved(self.gradient, xp, dtype)
+            buffer.gradient = _moved(self.gradient, xp, dtype)
+        return buffer
+
+    def take(self, other: "Buffer") -> None:
+        """Take over the arrays of another buffer."""
+        self.data, self.gradient = other.data, other.gradient
         self.version += 1
 
 
@@ -244,7 +253,7 @@ class Parameter:
         array: Array = value
         if tuple(array.shape) != self.shape:
             raise ValueError(
-                f"{self.name} has shape {self.shape}, received shape {tuple(array.shape)}"
+                f"{self.name} has shape {list(self.shape)}, received shape {list(array.shape)}"
             )
         if array.dtype != self.dtype:
             raise ValueError(
@@ -303,6 +312,27 @@ class Parameter:
             f"Parameter({self.name!r}, shape={self.shape}, dtype={self.dtype}, "
             f"{location(self.buffer.data)}, trainable={self.trainable})"
         )
+
+
+def drawn_value(
+    name: str,
+    attr: ParamAttr,
+    default: Initializer,
+    shape: tuple[int, ...],
+    fans: Fans,
+    generator: numpy.random.Generator,
+) -> HostArray:
+    """Return the first values of a parameter; an initializer that cannot serve it is an error.
+
+    Raises
+    ------
+    ValueError
+        With the name of the parameter.
+    """
+    try:
+        return (attr.initializer or default).draw(shape, fans, generator)
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def unique_buffers(parameters: Iterable[Parameter]) -> list[Buffer]:

@@ -6,6 +6,8 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 
 from dataclasses import dataclass
 
+from cupy_lstm.backend import MODULES
+from cupy_lstm.checks import checked_choice, checked_direction, checked_integer, checked_projection
 from cupy_lstm.notation import Shape
 
 ENGINES = {
@@ -40,6 +42,11 @@ class Plan:
     steps_per_chunk: int
     workspace_bytes: int
     reason: str
+
+
+def checked_engine(argument: str, value: object) -> str:
+    """Return `value` if it is ``"auto"`` or the name of an engine; raise otherwise."""
+    return checked_choice(argument, value, ("auto", *ENGINES))
 
 
 def plan_sweep(
@@ -137,9 +144,21 @@ def explain_plan(
     -------
     str
         One line a layer.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or an impossible value.
     """
-    D = 1 if direction == "forward" else 2
-    P = proj_size or hidden_size
+    steps = checked_integer("steps", steps, 0)
+    batch = checked_integer("batch", batch, 0)
+    input_size = checked_integer("input_size", input_size)
+    hidden_size = checked_integer("hidden_size", hidden_size)
+    num_layers = checked_integer("num_layers", num_layers)
+    D = len(checked_direction(direction))
+    P = checked_projection(proj_size, hidden_size) or hidden_size
+    module = checked_choice("module", module, MODULES)
+    forced = checked_engine("forced", forced)
     lines = []
     for layer in range(num_layers):
         features = input_size if layer == 0 else D * P

@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 from cupy_lstm.backend import Array, array_module
+from cupy_lstm.checks import checked_number
 
 
 @dataclass(frozen=True)
@@ -17,15 +18,15 @@ class Regularizer(ABC):
 
     Raises
     ------
-    ValueError
-        If `coeff` is negative or not finite.
+    TypeError, ValueError
+        If `coeff` is no number, negative or not finite.
     """
 
     coeff: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.coeff < float("inf"):
-            raise ValueError(f"coeff must be finite and not negative, received {self.coeff}")
+        # A Python float, so that the gradient keeps the dtype of the weight.
+        object.__setattr__(self, "coeff", checked_number("coeff", self.coeff))
 
     @abstractmethod
     def gradient(self, weight: Array) -> Array:

@@ -1,5 +1,6 @@
 """Cells over sequences: `RNN` in one direction, `BiRNN` in both, as in Paddle."""
 
+from types import ModuleType
 from typing import Any
 
 import numpy
@@ -35,14 +36,40 @@ class _CellLayer(Layer):
                         f"{getattr(cell, field)}, the first has {getattr(first, field)}"
                     )
         super().__init__(first.dtype, first.xp)
-        self.time_major = checked_boolean("time_major", time_major)
+        self.time_major = time_major
         vars(self).update(cells)
         self._cells = list(cells.values())
         self._recorder = Recorder()
 
+    @property
+    def time_major(self) -> bool:
+        """Whether the first axis of inputs and outputs is time."""
+        return self._time_major
+
+    @time_major.setter
+    def time_major(self, value: bool) -> None:
+        self._time_major = checked_boolean("time_major", value)
+
+    @property
+    def dtype(self) -> "numpy.dtype[Any]":
+        """Dtype of the cells, which may be moved on their own."""
+        return self._cells[0].dtype
+
+    @property
+    def xp(self) -> ModuleType:
+        """The array module the cells live in."""
+        return self._cells[0].xp
+
     def clear_tape(self) -> None:
         """Free what the last call of this thread remembered for `backward`."""
         self._recorder.clear()
+
+    def __repr__(self) -> str:
+        words = [repr(cell) for cell in self._cells]
+        words += [
+            f"{flag}=True" for flag in ("is_reverse", "time_major") if getattr(self, flag, False)
+        ]
+        return f"{type(self).__name__}({', '.join(words)})"
 
     def _versions(self) -> object:
         return versions([cell._layer for cell in self._cells])
@@ -74,7 +101,16 @@ class RNN(_CellLayer):
 
     def __init__(self, cell: LSTMCell, is_reverse: bool = False, time_major: bool = False) -> None:
         super().__init__({"cell": cell}, time_major)
-        self.is_reverse = checked_boolean("is_reverse", is_reverse)
+        self.is_reverse = is_reverse
+
+    @property
+    def is_reverse(self) -> bool:
+        """Whether the cell runs from the end."""
+        return self._is_reverse
+
+    @is_reverse.setter
+    def is_reverse(self, value: bool) -> None:
+        self._is_reverse = checked_boolean("is_reverse", value)
 
     def __call__(
         self, inputs: Array, initial_states: States | None = None, sequence_length: Any = None
@@ -246,8 +282,6 @@ class BiRNN(_CellLayer):
             As `LSTM.backward`.
         """
         tapes = self._recorder.current(self._versions())
-        if doutputs is None and dfinal_states is None:
-            raise ValueError("backward needs doutputs or dfinal_states, received None for both")
         halves: tuple[Any, Any] = (None, None)
         sizes = [cell.output_size for cell in self._cells]
         if doutputs is not None:
@@ -255,18 +289,21 @@ class BiRNN(_CellLayer):
             rows = x.shape[:2] if self.time_major else x.shape[1::-1]
             checked_array("doutputs", doutputs, x, "the inputs", (*rows, sum(sizes)))
             halves = doutputs[..., : sizes[0]], doutputs[..., sizes[0] :]
-        both: tuple[Any, Any] = (None, None)
+        both: list[Any] = [None, None]
         if dfinal_states is not None:
-            both = checked_pair("dfinal_states", dfinal_states, "((dh, dc), (dh, dc))")
+            both = list(checked_pair("dfinal_states", dfinal_states, "((dh, dc), (dh, dc))"))
+        silent = [pair is None or all(gradient is None for gradient in pair) for pair in both]
+        if doutputs is None and all(silent):
+            raise ValueError("backward needs the gradient of some output, received None for all")
+        if doutputs is None:
+            for d, cell in enumerate(self._cells):
+                if silent[d]:
+                    # The other cell has gradients, and this one's input gradient is zero.
+                    shape = (tapes[d].x.shape[1], cell.output_size)
+                    both[d] = array_module(tapes[d].x).zeros(shape, cell.dtype), None
         # Everything is checked before anything is added to a gradient.
         gradients = [
-            checked_sweep_gradients(
-                cell,
-                tapes[d],
-                halves[d],
-                (None, None) if both[d] is None else both[d],
-                f"dfinal_states[{d}]",
-            )
+            checked_sweep_gradients(cell, tapes[d], halves[d], both[d], f"dfinal_states[{d}]")
             for d, cell in enumerate(self._cells)
         ]
         dinputs, dstates = zip(

@@ -11,7 +11,7 @@ import numpy
 from cupy_lstm.backend import Array, array_module
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.modes import no_grad
-from cupy_lstm.optimizer import Optimizer
+from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.windows import Inputs
 

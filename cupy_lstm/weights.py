@@ -9,7 +9,7 @@ import numpy
 
 from cupy_lstm.initializer import Constant, Fans, Uniform
 from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
-from cupy_lstm.parameter import Buffer, ParamAttr, Parameter
+from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
 
 KINDS = PerWeight._fields
 
@@ -103,17 +103,19 @@ class LayerParameters:
         default = Uniform(-1 / sqrt(H), 1 / sqrt(H))
         drawn = [
             [
-                None if attr is None else (attr.initializer or default).draw(shape, fan, generator)
-                for attr, shape, fan in zip(attrs, shapes, fans, strict=True)
+                None
+                if attr is None
+                else drawn_value(f"{kind}{suffix}", attr, default, shape, fan, generator)
+                for kind, attr, shape, fan in zip(KINDS, attrs, shapes, fans, strict=True)
             ]
-            for _ in suffixes
+            for suffix in suffixes
         ]
         kinds: list[tuple[Parameter, ...] | None] = []
         for kind, attr, values in zip(KINDS, attrs, zip(*drawn, strict=True), strict=True):
             if attr is None:
                 kinds.append(None)
                 continue
-            buffer = Buffer(xp.asarray(numpy.stack(values).astype(dtype)))
+            buffer = Buffer.from_host(values, xp, dtype)
             kinds.append(
                 tuple(
                     Parameter(buffer, d, f"{kind}{suffix}", attr)

@@ -115,7 +115,8 @@ CASES = [
     Case("h33-b17", H=33, I=9, B=17, T=3, lengths=(3, 0, 1, 2) * 4 + (3,), states=True),
     Case("h64-b4-2-layers", H=64, I=32, B=4, T=5, L=2),
     Case("h130", H=130, I=9, B=2, T=3, states=True),
-    Case("i-much-wider-than-h", I=96, H=5, states=True),
+    Case("h256", H=256, I=40, B=4, T=4, states=True),
+    Case("i-much-wider-than-h", I=96, H=16, B=5, states=True),
     Case("h-much-wider-than-i", I=2, H=80, states=True, bidirectional=True),
     Case("long", T=150, B=2, states=True),
     Case("long-bidirectional-lengths", T=101, B=3, lengths=(101, 37, 1), **_BI2),
@@ -186,8 +187,8 @@ CASES = [
     Case("dropout-projection", dropout=0.75, P=3, B=8, T=8, L=2),
     Case("dropout-one", dropout=1.0, **_BI2),
     # Saturated gates.
-    Case("saturated", scale=4.0, B=9, T=8, states=True),
-    Case("saturated-bidirectional-lengths", scale=4.0, B=9, lengths=_MIXED * 3, **_BI2),
+    Case("saturated", scale=3.0, B=24, T=8, states=True),
+    Case("saturated-bidirectional-lengths", scale=3.0, B=24, lengths=_MIXED * 8, **_BI2),
 ]
 TINY = [
     Case("tiny", T=3, B=2, I=2, H=2, states=True, upstream=("y", "h", "c", "cells")),

@@ -56,8 +56,8 @@ def assert_golden(golden, result):
         assert error <= GRADIENT[dtype] * abs(expected).max(), f"{key}: {error:.3g}"
 
 
-def through_lstm(golden):
-    """Run the case through LSTM."""
+def through_lstm(golden, rename=dict):
+    """Run the case through LSTM, whose weights are loaded from ``rename(weights)``."""
     config = golden.config
     lstm = LSTM(
         config["input_size"],
@@ -71,7 +71,7 @@ def through_lstm(golden):
         proj_size=config["proj_size"],
         dtype=config["dtype"],
     )
-    assert lstm.set_state_dict(golden.weights) == ([], [])
+    assert lstm.set_state_dict(rename(golden.weights)) == ([], [])
     lstm.train() if config["training"] else lstm.eval()
     y, (h, c) = lstm(golden["x"], golden.states, sequence_length=golden.lengths)
     result = Result(y, h, c, cells=None)
@@ -140,6 +140,29 @@ def through_oracle(golden):
     return result
 
 
+def by_cell(weights):
+    """Rename to Paddle's names by cell: ``weight_ih_l1_reverse`` to ``1.cell_bw.weight_ih``."""
+    both = any(name.endswith("_reverse") for name in weights)
+
+    def renamed(name):
+        kind, _, place = name.partition("_l")
+        layer, _, reverse = place.partition("_")
+        return f"{layer}.cell{('_bw' if reverse else '_fw') * both}.{kind}"
+
+    return {renamed(name): w for name, w in weights.items()}
+
+
+def as_paddle_saves(weights):
+    """Give every weight twice. Paddle has four flat names a cell: with a projection, which is a
+    fifth weight, or without a bias, they mean the wrong weights and only those by cell count."""
+    flat = [
+        f"{kind}_l{place}"
+        for place in dict.fromkeys(name.partition("_l")[2] for name in weights)
+        for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    ]
+    return dict(zip(flat, weights.values(), strict=False)) | by_cell(weights)
+
+
 def test_every_file_is_listed():
     assert len(NAMES) == 28
     assert {path.stem for path in FOLDER.glob("*.npz")} == set(NAMES)
@@ -150,6 +173,13 @@ def test_face(name):
     golden = Golden(name)
     run = through_lstm if golden.config["kind"] == "LSTM" else through_cell
     assert_golden(golden, run(golden))
+
+
+@pytest.mark.parametrize("rename", [by_cell, as_paddle_saves])
+@pytest.mark.parametrize("name", ["s12_bi2_tm_seq_h17", "s18_proj_bi2_seq_f64", "s19_proj_2l_tm"])
+def test_paddle_names(name, rename):
+    golden = Golden(name)
+    assert_golden(golden, through_lstm(golden, rename))
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -1,12 +1,14 @@
 """Every case of the table under the error rule, and central differences of every input."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
 import pytest
 from cases import (
     CASES,
+    DROPOUT_KEY,
     TINY,
     Case,
     assert_case,
@@ -23,7 +25,10 @@ from cases import (
 )
 from oracle import Result, lstm_oracle
 
-from cupy_lstm import RNN, BiRNN, LSTMCell
+from cupy_lstm import RNN, BiRNN, LSTMCell, engine, engines, plan
+from cupy_lstm.dropout import Dropout
+from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.notation import LayerWeights, Shape, Wanted
 
 DTYPES = [
     "float32",
@@ -43,9 +48,11 @@ each_tiny = pytest.mark.parametrize("case", TINY, ids=lambda case: case.id)
 
 @each_dtype
 @each_case
-def test_table(case, dtype):
+@pytest.mark.parametrize("name", plan.ENGINES)
+def test_table(case, dtype, name):
     arrays = build(case, dtype)
-    result = run_face(case, arrays, dtype)
+    with engine(name):
+        result = run_face(case, arrays, dtype)
     assert_case(case, dtype, result)
     assert_padding_is_zero(case, result)
     assert_empty_rows_keep_their_states(case, arrays, result)
@@ -76,6 +83,24 @@ def assert_empty_rows_keep_their_states(case, arrays, result):
 
 
 @each_dtype
+@each_case
+@pytest.mark.parametrize("steps", [1, 3])
+def test_table_in_chunks(case, dtype, steps, monkeypatch):
+    """The workspace of a chunk bounds its steps, never the result."""
+    shape = layer_shapes(case)[-1]
+    budget = steps * plan.step_bytes(shape, np.dtype(dtype).itemsize, True)
+    monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", budget)
+    assert plan.plan_sweep(shape, np.dtype(dtype).itemsize).steps_per_chunk <= steps
+    assert_case(case, dtype, run_face(case, build(case, dtype), dtype))
+
+
+def layer_shapes(case):
+    P = case.P or case.H
+    widths = [case.I, *[case.D * P] * (case.L - 1)]
+    return [Shape(case.T, case.B, width, case.H, P, case.D) for width in widths]
+
+
+@each_dtype
 def test_gradients_accumulate_until_cleared(dtype):
     case = Case("accumulate", lengths=(3, 5, 0), bidirectional=True, L=2, states=True, P=2)
     arrays = build(case, dtype)
@@ -88,6 +113,164 @@ def test_gradients_accumulate_until_cleared(dtype):
         assert_within_rule(name, grad, 2 * truth.grads[name], 2 * yardstick.grads[name])
     lstm.clear_gradients()
     assert_case(case, dtype, backward(lstm, case, arrays, forward(lstm, case, arrays)))
+
+
+# Below the face: the functional core, and an engine over ranges of steps.
+
+
+def stacked(case, weights):
+    """Return the weights of every layer with the directions in front, [D, ...]."""
+    suffixes = ("", "_reverse")[: case.D]
+    return [
+        LayerWeights(
+            *(
+                np.stack([weights[f"{kind}_l{layer}{suffix}"] for suffix in suffixes])
+                if f"{kind}_l{layer}" in weights
+                else None
+                for kind in LayerWeights._fields
+            )
+        )
+        for layer in range(case.L)
+    ]
+
+
+def unstacked(case, layers):
+    """Return the weights by name, without those that are None."""
+    named = {
+        f"{kind}_l{layer}{suffix}": arrays[d]
+        for layer, kinds in enumerate(layers)
+        for d, suffix in enumerate(("", "_reverse")[: case.D])
+        for kind, arrays in zip(kinds._fields, kinds, strict=True)
+        if arrays is not None
+    }
+    return {name: named[name] for name in case.weight_shapes() if name in named}
+
+
+def core_forward(case, arrays, weights, dropout=None):
+    return lstm_forward(
+        arrays.x,
+        weights,
+        arrays.states,
+        arrays.lengths,
+        reverse=(False, True)[: case.D],
+        time_major=case.time_major,
+        dropout=dropout,
+        return_cells=True,
+    )
+
+
+def upstream_arguments(case, arrays):
+    up = arrays.upstream
+    return up.get("y"), (up.get("h"), up.get("c")), up.get("cells")
+
+
+@each_dtype
+@each_case
+def test_functional_core(case, dtype):
+    case = dataclasses.replace(case, frozen=())
+    arrays = build(case, dtype)
+    dropout = None
+    if case.dropout:
+        dropout = Dropout(case.dropout, DROPOUT_KEY["seed"], DROPOUT_KEY["call"])
+    weights = stacked(case, arrays.weights)
+    y, (h, c), cells, tape = core_forward(case, arrays, weights, dropout)
+    dx, (dh0, dc0), grads = lstm_backward(tape, *upstream_arguments(case, arrays))
+    result = Result(y, h, c, cells, dx, dh0, dc0, unstacked(case, grads))
+    assert_case(case, dtype, result)
+
+
+@each_dtype
+def test_functional_core_computes_the_wanted_gradients_only(dtype):
+    case = Case("wanted", L=2, bidirectional=True, states=True, P=3, lengths=(5, 2, 0))
+    arrays = build(case, dtype)
+    both, reverse = slice(None), slice(1, 2)
+    wanted = [Wanted(None, both, None, reverse, None), Wanted(reverse, None, both, None, both)]
+    weights = stacked(case, arrays.weights)
+    tape = core_forward(case, arrays, weights)[-1]
+    done = []
+    *_, grads = lstm_backward(
+        tape, *upstream_arguments(case, arrays), wanted=wanted, layer_done=done.append
+    )
+    assert done == [1, 0]
+    truth, yardstick = reference(case, dtype).grads, naive(case, dtype).grads
+    for layer, kinds in enumerate(wanted):
+        for kind, some in zip(kinds._fields, kinds, strict=True):
+            for d, suffix in enumerate(("", "_reverse")):
+                name = f"{kind}_l{layer}{suffix}"
+                gradient = getattr(grads[layer], kind)[d]
+                if some is not None and d in range(2)[some]:
+                    assert_within_rule(name, gradient, truth[name], yardstick[name])
+                else:
+                    assert not gradient.any(), name
+
+
+@each_dtype
+def test_dropout_of_a_part_of_the_batch_is_that_of_the_whole(dtype):
+    case = Case("dropout-parts", B=5, L=3, H=9, dropout=0.4, time_major=True)
+    arrays = build(case, dtype)
+    weights = stacked(case, arrays.weights)
+    parts = []
+    for rows in (slice(0, 2), slice(2, 5)):
+        part = dataclasses.replace(arrays, x=arrays.x[:, rows])
+        dropout = Dropout(case.dropout, DROPOUT_KEY["seed"], DROPOUT_KEY["call"], rows.start)
+        parts.append(core_forward(case, part, weights, dropout)[0])
+    whole = np.concatenate(parts, axis=1)
+    assert_within_rule("y", whole, reference(case, dtype).y, naive(case, dtype).y)
+
+
+@each_dtype
+@pytest.mark.parametrize("name", plan.ENGINES)
+@pytest.mark.parametrize("bounds", [(0, 2, 7), (0, 1, 4, 6, 7), (0, 0, 7, 7)], ids=str)
+def test_engine_over_ranges_of_steps(dtype, name, bounds):
+    """A sweep in parts, states handed on, forward and backward: the protocol's `steps`."""
+    case = Case(
+        "ranges",
+        T=7,
+        P=4,
+        lengths=(3, 7, 0),
+        bidirectional=True,
+        time_major=True,
+        states=True,
+        upstream=("y", "h", "c", "cells"),
+    )
+    arrays = build(case, dtype)
+    runner, (weights,) = engines.load(name), stacked(case, arrays.weights)
+
+    def apart(array):
+        return array.reshape(case.T, case.B, case.D, -1)
+
+    shapes = case.shapes()
+    y, cells = (np.full(shapes[n], np.nan, dtype) for n in ("y", "cells"))
+    tapes, states = [], arrays.states
+    for start, stop in itertools.pairwise(bounds):
+        states, tape = runner.forward(
+            arrays.x,
+            weights,
+            states,
+            arrays.lengths,
+            reverse=(False, True),
+            y=apart(y),
+            cells=apart(cells),
+            keep=True,
+            steps=range(start, stop),
+            chunk=2,
+        )
+        tapes.append(tape)
+    up = arrays.upstream
+    dstates = up["h"], up["c"]
+    dx = np.zeros_like(arrays.x)
+    grads = LayerWeights(*map(np.zeros_like, weights))
+    for tape in reversed(tapes):
+        dstates = runner.backward(
+            tape,
+            apart(up["y"]),
+            dstates,
+            apart(up["cells"]),
+            wanted=Wanted(*[slice(None)] * 5),
+            gradients=grads,
+            dx=dx,
+        )
+    assert_case(case, dtype, Result(y, *states, cells, dx, *dstates, unstacked(case, [grads])))
 
 
 # The modules around one cell.

@@ -1,0 +1,120 @@
+"""Checks of the weights that callers of the functional core hand in."""
+
+from collections.abc import Sequence
+
+from cupy_lstm.backend import Array, is_array
+from cupy_lstm.checks import DTYPES, checked_array
+from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
+from cupy_lstm.steps import Directions
+
+
+def checked_reverse(value: object) -> Directions:
+    """Return `value` if it is a non-empty tuple of bool.
+
+    Raises
+    ------
+    TypeError
+        If it is no tuple, or holds something else.
+    ValueError
+        If it is empty.
+    """
+    if not isinstance(value, tuple) or not all(isinstance(item, bool) for item in value):
+        raise TypeError(
+            f"reverse must be a tuple of bool, one for each direction, received {value!r}"
+        )
+    if not value:
+        raise ValueError("reverse must hold at least one direction, received ()")
+    return value
+
+
+def checked_weights(weights: object, D: int) -> Sequence[LayerWeights]:
+    """Return `weights` if they are those of layers upon layers of D directions.
+
+    Raises
+    ------
+    TypeError
+        If it is no sequence of LayerWeights, or a weight is no array or in another place.
+    ValueError
+        If there is no layer, or a shape or dtype does not fit.
+    """
+    if not isinstance(weights, Sequence) or isinstance(weights, str | PerWeight):
+        raise TypeError(
+            "weights must be a sequence of LayerWeights, one for each layer, "
+            f"received {type(weights).__name__}"
+        )
+    if not weights:
+        raise ValueError("weights must hold at least one layer, received none")
+    features = None
+    for k, layer in enumerate(weights):
+        if not isinstance(layer, PerWeight):
+            raise TypeError(f"weights[{k}] must be a LayerWeights, received {type(layer).__name__}")
+        features = _check_layer(f"weights[{k}]", layer, weights[0].weight_ih, D, features)
+    return weights
+
+
+def _check_layer(
+    argument: str, layer: LayerWeights, reference: Array, D: int, features: int | None
+) -> int:
+    """Check one layer against the first one's weight_ih; return the features of its output."""
+    for kind in ("weight_ih", "weight_hh"):
+        if not is_array(getattr(layer, kind)):
+            found = type(getattr(layer, kind)).__name__
+            raise TypeError(
+                f"{argument}.{kind} must be an array of numpy or cupy, received {found}"
+            )
+    if reference.dtype not in DTYPES:
+        raise ValueError(
+            f"{argument}.weight_ih has dtype {reference.dtype}, but must have one of {DTYPES}"
+        )
+    owner = "the first layer's weights"
+    checked_array(f"{argument}.weight_ih", layer.weight_ih, reference, owner, (D, "4H", features))
+    gate_rows = layer.weight_ih.shape[1]
+    H = gate_rows // 4
+    if gate_rows != 4 * H or H == 0:
+        raise ValueError(
+            f"{argument}.weight_ih has shape {list(layer.weight_ih.shape)}, but its second size is "
+            "4H and must be a positive multiple of 4"
+        )
+    P = "P" if layer.weight_ho is not None else H
+    checked_array(f"{argument}.weight_hh", layer.weight_hh, reference, owner, (D, gate_rows, P))
+    outputs: int = layer.weight_hh.shape[2]
+    shapes = {"bias_ih": (D, gate_rows), "bias_hh": (D, gate_rows), "weight_ho": (D, H, outputs)}
+    for kind, shape in shapes.items():
+        if getattr(layer, kind) is not None:
+            checked_array(f"{argument}.{kind}", getattr(layer, kind), reference, owner, shape)
+    return D * outputs
+
+
+def check_targets(
+    weights: Sequence[LayerWeights], wanted: Sequence[Wanted], gradients: Sequence[LayerGradients]
+) -> None:
+    """Raise unless there is a fitting gradient array wherever one is wanted.
+
+    Raises
+    ------
+    TypeError
+        If something wanted is no slice, or a gradient is no array or in another place.
+    ValueError
+        If the number of layers, a shape or a dtype does not fit, or an array is missing.
+    """
+    for argument, value in (("wanted", wanted), ("gradients", gradients)):
+        if len(value) != len(weights):
+            raise ValueError(
+                f"{argument} must hold one entry for each of the {len(weights)} layers, "
+                f"received {len(value)}"
+            )
+    for k, layer in enumerate(weights):
+        for kind in layer._fields:
+            weight, some = getattr(layer, kind), getattr(wanted[k], kind)
+            if weight is None or some is None:
+                continue
+            if not isinstance(some, slice):
+                raise TypeError(
+                    f"wanted[{k}].{kind} must be a slice or None, received {type(some).__name__}"
+                )
+            gradient = getattr(gradients[k], kind)
+            if gradient is None:
+                raise ValueError(
+                    f"gradients[{k}].{kind} is None, but wanted[{k}].{kind} asks for it"
+                )
+            checked_array(f"gradients[{k}].{kind}", gradient, weight, "the weights", weight.shape)
