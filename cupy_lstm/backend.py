@@ -130,6 +130,15 @@ def require_same_place(argument: str, array: object, reference: Array, owner: st
         raise TypeError(f"{argument} is on {found}, but {owner} are on {wanted}: {fix}")
 
 
+def sum_dtype(array: Array) -> "numpy.dtype[Any]":
+    """Return the dtype in which values like those of `array` are summed and kept.
+
+    float32 for the half types, else the dtype itself.
+    """
+    dtype: numpy.dtype[Any] = array.dtype
+    return numpy.dtype("float32") if dtype.itemsize == 2 else dtype
+
+
 def to_host(array: Array) -> HostArray:
     """Return a host array with the values of `array`; synchronises for a CuPy array."""
     if isinstance(array, numpy.ndarray):

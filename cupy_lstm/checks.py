@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+from cupy_lstm.backend import Array, require_same_place
 
 DIRECTIONS = {
     "forward": (False,),
@@ -240,65 +240,3 @@ def checked_pair(argument: str, value: object, what: str = "(h, c)") -> tuple[An
     if len(value) != 2:
         raise ValueError(f"{argument} must be a tuple {what}, received {len(value)} elements")
     return value[0], value[1]
-
-
-def checked_lengths(
-    value: object, batch: int, steps: int, reference: Array, check: bool
-) -> Array | None:
-    """Return valid lengths as an int64 array [B] where `reference` is.
-
-    Parameters
-    ----------
-    value : array-like of int [B] or [B,1], or None
-        On the host, or where `reference` is.
-    batch, steps : int
-        B and T.
-    reference : array
-        An input of the same call.
-    check : bool
-        Whether to read back and check lengths that are on a GPU, which synchronises. Lengths on
-        the host are always checked; unchecked ones act as if clamped to [0, T].
-
-    Raises
-    ------
-    TypeError
-        If it is no array-like of numbers, or an array on another GPU.
-    ValueError
-        If it holds no integers, its size is not B, or a length is outside [0, T].
-    """
-    if value is None:
-        return None
-    argument, xp = "sequence_length", array_module(reference)
-    array: Array = value
-    if not is_array(value):
-        try:
-            array = numpy.asarray(value)
-        except ValueError:
-            raise ValueError(
-                f"{argument} must be one integer for each row, received {value!r}"
-            ) from None
-        if array.size == 0:
-            array = array.astype("int64")
-    elif not isinstance(value, numpy.ndarray):
-        require_same_place(argument, value, reference, "the inputs")
-    if array.dtype.kind not in "iufb":
-        raise TypeError(
-            f"{argument} must hold integers, received {type(value).__name__} of dtype {array.dtype}"
-        )
-    if array.dtype.kind not in "iu":
-        raise ValueError(f"{argument} must hold integers, received dtype {array.dtype}")
-    if array.shape not in ((batch,), (batch, 1)):
-        raise ValueError(
-            f"{argument} has shape {list(array.shape)}, but must have shape [{batch}], "
-            "one length for each row"
-        )
-    array = array.reshape(batch)
-    if isinstance(array, numpy.ndarray) or check:
-        host = array if isinstance(array, numpy.ndarray) else array.get()
-        wrong = numpy.flatnonzero((host < 0) | (host > steps))
-        if wrong.size:
-            row = int(wrong[0])
-            limit = "a length cannot be negative" if host[row] < 0 else f"inputs have {steps} steps"
-            raise ValueError(f"{argument}[{row}] is {host[row]}, but {limit}")
-    # Always a copy: the caller may fill his array anew before a backward pass.
-    return xp.array(array, dtype="int64")

@@ -9,12 +9,15 @@ that starts at row r of the whole batch says so with `first_row`.
 """
 
 from dataclasses import dataclass
+from functools import cache
 from math import ceil
+from typing import Any
 
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module
 from cupy_lstm.checks import checked_integer, checked_probability, checked_word
+from cupy_lstm.kernels import SCALARS, Kernel
 
 LANES = 8
 """32-bit values in one Philox block."""
@@ -63,12 +66,21 @@ class Dropout:
         if self.probability == 1:
             array[...] = 0
             return
-        xp = array_module(array)
         T, B, F = array.shape
-        scale = array.dtype.type(1 / (1 - self.probability))
+        scale = 1 / (1 - self.probability)
+        if array_module(array) is not numpy:
+            position = (self.seed, self.call, layer, self.first_row, self.threshold)
+            blocks = -(-F // LANES)
+            _kernel(array.dtype).launch(T * B * blocks, array, *position, scale, T, B, F)
+            return
         for t in range(T):
-            kept = self.kept(layer, t, B, F)
-            xp.multiply(array[t], xp.asarray(kept * scale), out=array[t])
+            mask = self.kept(layer, t, B, F) * array.dtype.type(scale)
+            numpy.multiply(array[t], mask, out=array[t])
+
+    @property
+    def threshold(self) -> int:
+        """The smallest 32-bit value that is kept; 2^32 if none is."""
+        return ceil(self.probability * 2**32)
 
     def kept(self, layer: int, t: int, B: int, F: int) -> HostArray:
         """Return which elements of time `t` are kept, bool [B,F] on the host."""
@@ -81,6 +93,10 @@ class Dropout:
         words = philox.random_raw(B * blocks * 4)
         values = words.astype("<u8", copy=False).view("<u4").reshape(B, blocks * LANES)[:, :F]
         # Wider than the values: the threshold can be 2^32, and nothing is kept then.
-        threshold = numpy.uint64(ceil(self.probability * 2**32))
-        kept: HostArray = values >= threshold
+        kept: HostArray = values >= numpy.uint64(self.threshold)
         return kept
+
+
+@cache
+def _kernel(dtype: "numpy.dtype[Any]") -> Kernel:
+    return Kernel("dropout.cu", "dropout", SCALARS[dtype.name])

@@ -8,11 +8,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy
+
 from cupy_lstm import network
 from cupy_lstm.backend import Array, array_module
-from cupy_lstm.checks import checked_array, checked_lengths, checked_pair
+from cupy_lstm.checks import checked_array, checked_pair
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.layer_checks import check_targets, checked_reverse, checked_weights
+from cupy_lstm.lengths import checked_lengths, raise_reported
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.steps import Directions
@@ -123,6 +126,8 @@ def lstm_forward(
             checked_array("initial_states[0] (h)", h0, reference, "the weights", (L * D, B, P)),
             checked_array("initial_states[1] (c)", c0, reference, "the weights", (L * D, B, H)),
         )
+    if xp is not numpy:
+        raise_reported(x.device.id)
     lengths = checked_lengths(sequence_length, B, T, x, check_lengths)
 
     outputs = _empty(x, D * P, time_major)

@@ -1,18 +1,125 @@
-"""Matrix products, one for each direction in a single call."""
+"""Matrix products, one for each direction in a single call.
+
+On CuPy this is the only module that touches its private cuBLAS binding: `cupy.matmul` copies
+transposed operands, widens float16, and cannot add to its output.
+"""
+
+from functools import cache
+from types import ModuleType
+
+import numpy
 
 from cupy_lstm.backend import Array, array_module
+
+# From cublas_api.h and library_types.h.
+_NO_TRANSPOSE, _TRANSPOSE = 0, 1
+_CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
+_DEFAULT_ALGORITHM = -1
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
     """Write ``out[d] = a[d] @ b[d]`` for a [D,M,K], b [D,K,N], out [D,M,N].
 
-    The operands may be transposed views.
+    The operands may be transposed views of contiguous matrices. On CuPy a and b have one dtype,
+    out the same or float32, and sums are in float32 at least.
     """
-    array_module(out).matmul(a, b, out=out)
+    xp = array_module(out)
+    if xp is numpy:
+        numpy.matmul(a, b, out=out)
+    else:
+        _cublas_gemm(a, b, out, add=False)
 
 
 def matmul_add(a: Array, b: Array, out: Array, product: Array) -> None:
-    """Add ``a[d] @ b[d]`` to out [D,M,N]; `product` is scratch of the same shape."""
-    xp = array_module(out)
-    xp.matmul(a, b, out=product)
-    xp.add(out, product, out=out)
+    """Add ``a[d] @ b[d]`` to out [D,M,N]; `product` is scratch like `out`, used on the host."""
+    if array_module(out) is numpy:
+        numpy.matmul(a, b, out=product)
+        numpy.add(out, product, out=out)
+    else:
+        _cublas_gemm(a, b, out, add=True)
+
+
+def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
+    D, M, N = out.shape
+    K = a.shape[2]
+    if out.size == 0:
+        return
+    if K == 0:
+        if not add:
+            out.fill(0)
+        return
+    cublas, device, linalg = _binding()
+    real = numpy.dtype("float64" if out.dtype == "float64" else "float32")
+    if out.dtype == "float64":
+        compute = _COMPUTE_64F
+    elif out.dtype == a.dtype == "float32" and (
+        linalg.get_compute_type(out.dtype) == linalg.COMPUTE_TYPE_TF32
+    ):
+        # CuPy's own switch, CUPY_TF32=1: the user has asked for it.
+        compute = _COMPUTE_32F_FAST_TF32
+    else:
+        compute = _COMPUTE_32F
+    alpha, beta = numpy.ones(1, real), numpy.full(1, add, real)
+    # cuBLAS reads matrices by columns, so a row-major product is the product of the transposes
+    # in the other order.
+    b_op, ldb, b_stride = _by_columns(b)
+    a_op, lda, a_stride = _by_columns(a)
+    out_op, ldc, out_stride = _by_columns(out)
+    if out_op != _NO_TRANSPOSE:
+        raise ValueError("out must hold its rows contiguously")
+    cublas.gemmStridedBatchedEx(
+        device.get_cublas_handle(),
+        b_op,
+        a_op,
+        N,
+        M,
+        K,
+        alpha.ctypes.data,
+        b.data.ptr,
+        _CUDA_TYPE[b.dtype.name],
+        ldb,
+        b_stride,
+        a.data.ptr,
+        _CUDA_TYPE[a.dtype.name],
+        lda,
+        a_stride,
+        beta.ctypes.data,
+        out.data.ptr,
+        _CUDA_TYPE[out.dtype.name],
+        ldc,
+        out_stride,
+        D,
+        compute,
+        _DEFAULT_ALGORITHM,
+    )
+
+
+def _by_columns(array: Array) -> tuple[int, int, int]:
+    """Return operation, leading dimension and batch stride of an array [D,R,C], for cuBLAS.
+
+    Without a transpose cuBLAS reads row-major memory as the transpose, which is what a row-major
+    product wants.
+    """
+    D, R, C = array.shape
+    size = array.itemsize
+    batch, row, column = (stride // size for stride in array.strides)
+    batch = batch if D > 1 else 0
+    # The stride of an axis of one element says nothing.
+    if (column == 1 or C == 1) and (row >= C or R == 1):
+        return _NO_TRANSPOSE, max(row if R > 1 else C, C), batch
+    if (row == 1 or R == 1) and (column >= R or C == 1):
+        return _TRANSPOSE, max(column if C > 1 else R, R), batch
+    raise ValueError(
+        f"a GEMM needs rows or columns that are contiguous, received strides {array.strides}"
+    )
+
+
+@cache
+def _binding() -> tuple[ModuleType, ModuleType, ModuleType]:
+    """Import what CuPy keeps private: cuBLAS, its handles, and the choice of TF32."""
+    from cupy._core import _routines_linalg
+    from cupy.cuda import device
+    from cupy_backends.cuda.libs import cublas
+
+    return cublas, device, _routines_linalg

@@ -1,16 +1,56 @@
-"""Where the CUDA sources are: inside an installed package, or beside it in a source tree.
+"""The CUDA kernels: finding their sources, compiling them when needed, launching them checked.
 
 A built wheel carries `cuda/` as ``cupy_lstm/cuda``. An editable install has no such copy: there
 the sources are next to the package, at the top of the source tree.
+
+This is the only module that compiles CUDA. A kernel is a template in a real file; its parameters
+are read from that file, so that every launch is checked against what the kernel really takes:
+CuPy itself checks neither number nor type of the arguments, and ignores strides.
 """
 
+import re
+from functools import cache
 from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy
+
+from cupy_lstm.backend import Array
 
 PACKAGE = Path(__file__).resolve().parent
 
 # Other projects install a package called `cuda` too, so in site-packages a folder of that name
 # beside this package can be theirs: only a folder with this file in it is ours.
 LANDMARK = "cell.cuh"
+
+OPTIONS = ("-std=c++17",)
+BLOCK = 256
+"""Threads of a block in kernels that give each item a thread."""
+
+VECTOR_BYTES = 16
+"""The widest load of a thread."""
+
+_INCLUDE = re.compile(r'#include "(.*)"')
+_DTYPES = {
+    "float": "float32",
+    "double": "float64",
+    "__half": "float16",
+    "bool": "bool",
+    "int": "int32",
+    "long long": "int64",
+    "unsigned int": "uint32",
+    "unsigned long long": "uint64",
+}
+SCALARS = {
+    "float32": "float",
+    "float64": "double",
+    "float16": "__half",
+    "bfloat16": "__nv_bfloat16",
+}
+"""The C++ type of each storage dtype."""
+
+SUMMED = {"float": "float", "double": "double", "__half": "float", "__nv_bfloat16": "float"}
+"""The C++ type of sums for each storage type, as `Sum` of scalar.cuh."""
 
 
 def source_folder() -> Path:
@@ -55,3 +95,200 @@ def source(name: str) -> str:
     if name not in files:
         raise FileNotFoundError(f"there is no CUDA source {name!r} in {folder}, only {files}")
     return (folder / name).read_text(encoding="utf-8")
+
+
+@cache
+def resolved(name: str) -> str:
+    """Return a source with every ``#include "..."`` of ours replaced by its text, each once.
+
+    CuPy's cache of compiled kernels is keyed by the source alone: a changed header that was
+    found through ``-I`` would go unnoticed.
+    """
+    included: set[str] = set()
+
+    def expand(file: str) -> str:
+        included.add(file)
+        lines = []
+        for number, line in enumerate(source(file).splitlines(), 1):
+            match = _INCLUDE.match(line)
+            if match is None:
+                lines.append("" if line.startswith("#pragma once") else line)
+            elif match[1] not in included:
+                lines += [f'#line 1 "{match[1]}"', expand(match[1]), f'#line {number + 1} "{file}"']
+        return "\n".join(lines)
+
+    return f'#line 1 "{name}"\n{expand(name)}\n'
+
+
+class Parameter(NamedTuple):
+    """A parameter of a kernel: its name, whether it is a pointer, and the dtype behind it."""
+
+    name: str
+    is_pointer: bool
+    dtype: numpy.dtype[Any]
+
+
+def signature(file: str, function: str, template: tuple[str, ...]) -> list[Parameter]:
+    """Return the parameters of a kernel instantiation, read from its source.
+
+    Parameters
+    ----------
+    file, function : str
+        Where the kernel is, and what it is called.
+    template : tuple of str
+        Template arguments: ``("float", "4")``.
+    """
+    text = re.sub(r"//.*", "", source(file))
+    found = re.search(rf"template\s*<([^>]*)>\s*__global__\s+void\s+{function}\s*\(([^)]*)\)", text)
+    if found is None:
+        raise ValueError(f"there is no kernel template {function!r} in {file}")
+    names = [declaration.split()[-1] for declaration in found[1].split(",")]
+    types = dict(zip(names, template, strict=True))
+    parameters = []
+    for declaration in found[2].split(","):
+        words = declaration.replace("*", " * ").split()
+        kind = " ".join(word for word in words[:-1] if word not in ("const", "__restrict__", "*"))
+        for name, argument in types.items():
+            kind = re.sub(rf"\b{name}\b", argument, kind)
+        summed = re.fullmatch(r"Sum<(.*)>", kind)
+        dtype = SUMMED[summed[1]] if summed else kind
+        parameters.append(Parameter(words[-1], "*" in words, dtype_of(dtype)))
+    return parameters
+
+
+def dtype_of(kind: str) -> "numpy.dtype[Any]":
+    """Return the dtype of a C++ scalar type."""
+    if kind == "__nv_bfloat16":
+        import ml_dtypes
+
+        kind16: numpy.dtype[Any] = numpy.dtype(ml_dtypes.bfloat16)
+        return kind16
+    return numpy.dtype(_DTYPES[kind])
+
+
+class Kernel:
+    """One instantiation of a kernel template, compiled for a device when it is first needed.
+
+    Parameters
+    ----------
+    file, function : str
+        Where the kernel is, and what it is called.
+    template : str
+        Template arguments.
+    """
+
+    def __init__(self, file: str, function: str, *template: str) -> None:
+        self.file = file
+        self.expression = f"{function}<{', '.join(template)}>"
+        self.parameters = signature(file, function, template)
+        self._functions: dict[int, Any] = {}
+
+    def launch(self, items: int, *arguments: Any) -> None:
+        """Run on the current device and stream, with one thread for each item.
+
+        Parameters
+        ----------
+        items : int
+            Work items; nothing runs for zero.
+        *arguments : array, Rows, numpy.uintp, int, float or None
+            In the order of the kernel's parameters. Arrays or addresses for pointers, None for a
+            null pointer; numbers are converted to the exact type.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument does not fit its parameter: count, dtype, device, contiguity.
+        """
+        if len(arguments) != len(self.parameters):
+            raise TypeError(
+                f"{self.expression} takes {len(self.parameters)} arguments, "
+                f"received {len(arguments)}"
+            )
+        if items == 0:
+            return
+        import cupy
+
+        device = cupy.cuda.device.get_device_id()
+        converted = [
+            self._converted(parameter, argument, device)
+            for parameter, argument in zip(self.parameters, arguments, strict=True)
+        ]
+        blocks = min(-(-items // BLOCK), 2**31 - 1)
+        self.function(device)((blocks,), (BLOCK,), converted)
+
+    def function(self, device: int) -> Any:
+        """Return the compiled kernel for a device, a ``cupy.RawKernel``."""
+        if device not in self._functions:
+            import cupy
+
+            module = cupy.RawModule(
+                code=resolved(self.file), options=OPTIONS, name_expressions=(self.expression,)
+            )
+            try:
+                self._functions[device] = module.get_function(self.expression)
+            except RuntimeError as error:
+                if "CUDA headers" not in str(error):
+                    raise
+                raise RuntimeError(
+                    f"{self.file} cannot be compiled without the headers of the CUDA toolkit: "
+                    "pip install 'cupy_lstm[cuda12x]' (or cuda13x for CUDA 13)"
+                ) from error
+        return self._functions[device]
+
+    def _converted(self, parameter: Parameter, argument: Any, device: int) -> Any:
+        name, is_pointer, dtype = parameter
+        where = f"argument {name} of {self.expression}"
+        if not is_pointer:
+            kinds = (int, float) if dtype.kind == "f" else (int, numpy.integer)
+            if isinstance(argument, bool) or not isinstance(argument, kinds):
+                raise TypeError(f"{where} must be a {dtype.name}, received {argument!r}")
+            return dtype.type(argument)
+        if argument is None:
+            return numpy.uintp(0)
+        if isinstance(argument, numpy.uintp):
+            return argument
+        array = argument.array if isinstance(argument, Rows) else argument
+        if array.dtype != dtype:
+            raise TypeError(f"{where} must have dtype {dtype}, received {array.dtype}")
+        if array.device.id != device:
+            raise ValueError(
+                f"{where} is on device {array.device.id}, but the current device is {device}"
+            )
+        if not isinstance(argument, Rows) and not array.flags.c_contiguous:
+            raise ValueError(f"{where} must be contiguous, received strides {array.strides}")
+        return array
+
+
+class Rows:
+    """An array [D,...] that is contiguous within each direction, for a kernel to step through.
+
+    Attributes
+    ----------
+    array : array [D,...]
+        Passed to the kernel as the pointer to its first element.
+    stride : int
+        Elements from one direction to the next.
+    """
+
+    def __init__(self, array: Array) -> None:
+        inner = array[0]
+        if array.size and not inner.flags.c_contiguous:
+            raise ValueError(f"each direction must be contiguous, received strides {array.strides}")
+        self.array = array
+        self.stride = array.strides[0] // array.itemsize if len(array) > 1 else inner.size
+
+    def is_aligned(self, width: int) -> bool:
+        """Say whether vectors of `width` elements can be loaded anywhere a row begins."""
+        aligned: bool = self.array.data.ptr % (width * self.array.itemsize) == 0
+        return aligned and self.stride % width == 0
+
+
+def vector_width(features: int, *rows: Rows | None) -> int:
+    """Return how many neighbouring elements of all these rows one instruction can move."""
+    given = [one for one in rows if one is not None]
+    largest = max(one.array.itemsize for one in given)
+    for width in (4, 2):
+        fits = width * largest <= VECTOR_BYTES and features % width == 0
+        if fits and all(one.is_aligned(width) for one in given):
+            return width
+    return 1

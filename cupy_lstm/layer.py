@@ -37,11 +37,13 @@ class Layer:
         import_module(self._module)
 
     def __setattr__(self, name: str, value: object) -> None:
-        if isinstance(vars(self).get(name), Parameter) or name in vars(self).get("_absent", ()):
+        if isinstance(vars(self).get(name), Parameter):
             raise TypeError(
-                f"{name} is a parameter, or the place of an absent one, and cannot be rebound to "
-                f"{type(value).__name__}: copy values in with {name}.set_value(...)"
+                f"{name} is a parameter and cannot be rebound to {type(value).__name__}: "
+                f"copy values in with {name}.set_value(...)"
             )
+        if name in vars(self).get("_absent", ()):
+            raise TypeError(f"this layer was made without {name}, it cannot be set")
         super().__setattr__(name, value)
 
     @property

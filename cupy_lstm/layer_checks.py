@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cupy_lstm.backend import Array, is_array
+from cupy_lstm.backend import is_array
 from cupy_lstm.checks import DTYPES, checked_array
 from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
 from cupy_lstm.steps import Directions
@@ -48,26 +48,29 @@ def checked_weights(weights: object, D: int) -> Sequence[LayerWeights]:
     for k, layer in enumerate(weights):
         if not isinstance(layer, PerWeight):
             raise TypeError(f"weights[{k}] must be a LayerWeights, received {type(layer).__name__}")
-        features = _check_layer(f"weights[{k}]", layer, weights[0].weight_ih, D, features)
+        features = _check_layer(f"weights[{k}]", layer, weights[0], D, features)
     return weights
 
 
 def _check_layer(
-    argument: str, layer: LayerWeights, reference: Array, D: int, features: int | None
+    argument: str, layer: LayerWeights, first: LayerWeights, D: int, features: int | None
 ) -> int:
-    """Check one layer against the first one's weight_ih; return the features of its output."""
+    """Check one layer, and that it agrees with the first; return the features of its output."""
     for kind in ("weight_ih", "weight_hh"):
         if not is_array(getattr(layer, kind)):
             found = type(getattr(layer, kind)).__name__
             raise TypeError(
                 f"{argument}.{kind} must be an array of numpy or cupy, received {found}"
             )
+    reference = first.weight_ih
     if reference.dtype not in DTYPES:
         raise ValueError(
             f"{argument}.weight_ih has dtype {reference.dtype}, but must have one of {DTYPES}"
         )
     owner = "the first layer's weights"
-    checked_array(f"{argument}.weight_ih", layer.weight_ih, reference, owner, (D, "4H", features))
+    # The states of all layers are one array: they agree in H and P.
+    rows: int | str = "4H" if layer is first else reference.shape[1]
+    checked_array(f"{argument}.weight_ih", layer.weight_ih, reference, owner, (D, rows, features))
     gate_rows = layer.weight_ih.shape[1]
     H = gate_rows // 4
     if gate_rows != 4 * H or H == 0:
@@ -75,7 +78,9 @@ def _check_layer(
             f"{argument}.weight_ih has shape {list(layer.weight_ih.shape)}, but its second size is "
             "4H and must be a positive multiple of 4"
         )
-    P = "P" if layer.weight_ho is not None else H
+    P: int | str = "P" if layer.weight_ho is not None else H
+    if layer is not first:
+        P = first.weight_hh.shape[2]
     checked_array(f"{argument}.weight_hh", layer.weight_hh, reference, owner, (D, gate_rows, P))
     outputs: int = layer.weight_hh.shape[2]
     shapes = {"bias_ih": (D, gate_rows), "bias_hh": (D, gate_rows), "weight_ho": (D, H, outputs)}
@@ -98,11 +103,21 @@ def check_targets(
         If the number of layers, a shape or a dtype does not fit, or an array is missing.
     """
     for argument, value in (("wanted", wanted), ("gradients", gradients)):
+        if not isinstance(value, Sequence) or isinstance(value, str | PerWeight):
+            raise TypeError(
+                f"{argument} must be a sequence with one PerWeight for each layer, "
+                f"received {type(value).__name__}"
+            )
         if len(value) != len(weights):
             raise ValueError(
                 f"{argument} must hold one entry for each of the {len(weights)} layers, "
                 f"received {len(value)}"
             )
+        for k, entry in enumerate(value):
+            if not isinstance(entry, PerWeight):
+                raise TypeError(
+                    f"{argument}[{k}] must be a PerWeight, received {type(entry).__name__}"
+                )
     for k, layer in enumerate(weights):
         for kind in layer._fields:
             weight, some = getattr(layer, kind), getattr(wanted[k], kind)

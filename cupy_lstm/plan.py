@@ -89,24 +89,24 @@ def step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     Forward: input, gates, c and h of the step. Backward: the gates lie in the tape and become
     their gradients there; beside them the input or its gradient, h and its gradient, and four
     arrays of the size of c: the cell output m before a projection, two factors, and the
-    gradient of c from outside. One byte a row for the mask.
+    gradient of c from outside. For lengths one byte a row, and 16 a step to count it.
     """
     _, B, I, H, P, D = shape  # noqa: E741
     forward = I + 4 * H + H + P
     backward = I + 2 * P + 4 * H if training else 0
-    return D * B * (max(forward, backward) * itemsize + 1)
+    return D * B * (max(forward, backward) * itemsize + 1) + 16
 
 
 def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace that does not depend on the number of steps, in bytes.
 
-    The gate pre-activations of one step and a few vectors of the size of c; for training the
-    product of a weight gradient before it is added.
+    The gate pre-activations of one step and a few vectors of the size of c; the sum of the
+    biases; for training the product of a weight gradient before it is added.
     """
     _, B, I, H, P, D = shape  # noqa: E741
     step = B * (4 * H + 4 * H + 2 * P)
     weights = max(4 * H * max(I, P), H * P) if training else 0
-    return D * (step + weights) * itemsize
+    return D * (step + weights + 8 * H) * itemsize
 
 
 def explain_plan(

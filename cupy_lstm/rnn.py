@@ -292,6 +292,9 @@ class BiRNN(_CellLayer):
         both: list[Any] = [None, None]
         if dfinal_states is not None:
             both = list(checked_pair("dfinal_states", dfinal_states, "((dh, dc), (dh, dc))"))
+        for d, states in enumerate(both):
+            if states is not None:
+                both[d] = checked_pair(f"dfinal_states[{d}]", states, "(dh, dc)")
         silent = [pair is None or all(gradient is None for gradient in pair) for pair in both]
         if doutputs is None and all(silent):
             raise ValueError("backward needs the gradient of some output, received None for all")

@@ -73,6 +73,17 @@ def scatter_add(values: Array, steps: range, reverse: Directions, out: Array) ->
         out[times(steps, T, backwards)] += values[d]
 
 
+def copy_where(mask: Array, values: Array, out: Array) -> None:
+    """Copy values [D,B,F] into out where mask [D,B,1] says so.
+
+    Direction by direction: two views of one chunk interleave in memory, and NumPy would make a
+    temporary copy before it dares to copy between them.
+    """
+    xp = array_module(out)
+    for d in range(len(out)):
+        xp.copyto(out[d], values[d], where=mask[d])
+
+
 def padding_mask(lengths: Array | None, steps: range, T: int, reverse: Directions) -> Array | None:
     """Return where the steps lie in padding, bool [D,n,B,1]; None without lengths [B]."""
     if lengths is None:

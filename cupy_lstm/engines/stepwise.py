@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy
 
-from cupy_lstm import gates
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, array_module, sum_dtype
+from cupy_lstm.gates import gates_for
 from cupy_lstm.gemm import matmul, matmul_add
-from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
-from cupy_lstm.steps import Directions, gather, padding_mask, scatter, scatter_add
+from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
+from cupy_lstm.steps import Directions, copy_where, gather, padding_mask, scatter, scatter_add
 
 
 @dataclass
@@ -91,13 +91,13 @@ def forward(
     T, B = x.shape[:2]
     steps = range(T) if steps is None else steps
     _, _, I, H, P, D = layer_shape(T, B, weights)  # noqa: E741
-    xp, dtype, n = array_module(x), x.dtype, min(chunk, len(steps))
+    xp, n = array_module(x), min(chunk, len(steps))
     kept = len(steps) if keep else n
-    z_kept = xp.empty((D, kept, B, 4 * H), dtype)
-    c_kept = xp.empty((D, kept + 1, B, H), dtype)
-    h_chunk = xp.empty((D, n + 1, B, P), dtype)
-    x_chunk = xp.empty((D, n, B, I), dtype)
-    recurrence = _Recurrence(weights, B)
+    z_kept = xp.empty((D, kept, B, 4 * H), sum_dtype(x))
+    c_kept = xp.empty((D, kept + 1, B, H), sum_dtype(x))
+    h_chunk = xp.empty((D, n + 1, B, P), x.dtype)
+    x_chunk = xp.empty((D, n, B, I), x.dtype)
+    recurrence = _Recurrence(weights, layer_shape(T, B, weights), n)
     bias = _bias_sum(weights)
     h, c = states[0].copy(), states[1].copy()
     for start in range(0, len(steps), n or 1):
@@ -126,29 +126,29 @@ def forward(
 class _Recurrence:
     """The loop of a forward pass and its scratch."""
 
-    def __init__(self, weights: LayerWeights, B: int) -> None:
-        xp, dtype = array_module(weights.weight_hh), weights.weight_hh.dtype
-        D, gate_rows, _ = weights.weight_hh.shape
-        self.weight_hh = weights.weight_hh.swapaxes(1, 2)
+    def __init__(self, weights: LayerWeights, shape: Shape, chunk: int) -> None:
+        xp, like = array_module(weights.weight_hh), weights.weight_hh
+        self.weight_hh = like.swapaxes(1, 2)
         self.weight_ho = weights.weight_ho
-        self.product = xp.empty((D, B, gate_rows), dtype)
-        self.cell = xp.empty((D, B, gate_rows // 4), dtype)
-        self.m = None if self.weight_ho is None else xp.empty_like(self.cell)
+        self.gates = gates_for(shape, chunk, like)
+        self.product = xp.empty((shape.D, shape.B, 4 * shape.H), sum_dtype(like))
+        projected = weights.weight_ho is not None
+        self.m = xp.empty((shape.D, shape.B, shape.H), like.dtype) if projected else None
 
     def run(self, z: Array, h: Array, c: Array, padding: Array | None) -> None:
         """Run over z [D,n,B,4H]; h [D,n+1,B,P] and c [D,n+1,B,H] hold the state at 0."""
-        xp = array_module(z)
-        with numpy.errstate(over="ignore"):
+        with numpy.errstate(over="ignore"):  # the sigmoid of a very negative number is zero
             for s in range(z.shape[1]):
-                z_step, h_next, c_next = z[:, s], h[:, s + 1], c[:, s + 1]
-                matmul_add(h[:, s], self.weight_hh, z_step, self.product)
-                m = h_next if self.m is None else self.m
-                gates.forward(z_step, c[:, s], c_next, m, self.cell)
-                if self.m is not None:
-                    matmul(m, self.weight_ho, out=h_next)
-                if padding is not None:
-                    xp.copyto(h_next, h[:, s], where=padding[:, s])
-                    xp.copyto(c_next, c[:, s], where=padding[:, s])
+                h_prev, h_next = h[:, s], h[:, s + 1]
+                held = None if padding is None else padding[:, s]
+                matmul_add(h_prev, self.weight_hh, z[:, s], self.product)
+                if self.m is None:
+                    self.gates.forward(z[:, s], c[:, s], c[:, s + 1], h_prev, h_next, held)
+                    continue
+                self.gates.forward(z[:, s], c[:, s], c[:, s + 1], None, self.m, held)
+                matmul(self.m, self.weight_ho, out=h_next)
+                if held is not None:
+                    copy_where(held, h_prev, out=h_next)
 
 
 def backward(
@@ -185,29 +185,30 @@ def backward(
     tuple of array [D,B,P] and [D,B,H]
         Gradient of h and c before the first step.
     """
-    run = _Backward(tape, dstates, wanted, gradients)
+    run = _Backward(tape, dstates, dcells is not None, wanted, gradients)
     for start in reversed(range(0, len(tape.steps), run.n or 1)):
         part = tape.steps[start : start + run.n]
         padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
-        z = tape.gates[:, start : start + len(part)]
-        h_prev = run.prepare(start, z, padding)
-        dh_steps = run.dh_steps[:, : len(part)]
-        dcell_steps = None
+        h_prev = run.prepare(start, len(part), padding)
+        dh_steps, dcell_steps = run.dh_steps[:, : len(part)], None
         if dy is None:
             dh_steps[...] = 0
         else:
             gather(dy, part, tape.reverse, padding, out=dh_steps)
-        if dcells is not None:
-            out = array_module(z).empty((*z.shape[:3], dcells.shape[3]), z.dtype)
-            dcell_steps = gather(dcells, part, tape.reverse, padding, out)
-        run.recur(z, dh_steps, dcell_steps, padding)
-        run.add_input_gradients(z, part, padding, dx)
-        run.add_recurrent_gradients(z, h_prev, dh_steps)
+        if dcells is not None and run.dcells is not None:
+            dcell_steps = run.dcells[:, : len(part)]
+            gather(dcells, part, tape.reverse, padding, out=dcell_steps)
+        run.recur(dh_steps, dcell_steps, padding)
+        run.add_input_gradients(part, padding, dx)
+        run.add_recurrent_gradients(h_prev, run.rounded_dh[:, : len(part)])
     return run.dh, run.dc
 
 
 class _Backward:
     """One backward pass, chunk by chunk from the last one down, and its workspace.
+
+    Where the arrays are of a half type, gradients are summed in float32 and rounded to be the
+    operands of a GEMM.
 
     Attributes
     ----------
@@ -219,104 +220,98 @@ class _Backward:
         Outputs before the chunk's first step and after each.
     dh_steps : array [D,n,B,P]
         Gradient of the outputs, then the whole gradient of h after each step.
+    rounded_dh : array [D,n,B,P]
+        The same as an operand.
+    dcells : array [D,n,B,H] or None
+        Gradient of the cell states from outside.
     m : array [D,n,B,H] or None
         Cell outputs before the projection, where there is one.
-    forget, dc_factor : array [D,n,B,H]
-        Of `gates.backward_factors`.
     """
 
     def __init__(
         self,
         tape: Tape,
         dstates: tuple[Array | None, Array | None],
+        with_cells: bool,
         wanted: Wanted,
         gradients: LayerGradients,
     ) -> None:
         self.tape, self.weights = tape, tape.weights
         self.wanted, self.gradients = wanted, gradients
-        xp, dtype = array_module(tape.x), tape.x.dtype
+        xp, dtype, sums = array_module(tape.x), tape.x.dtype, sum_dtype(tape.x)
         T, B = tape.x.shape[:2]
-        _, _, I, H, P, D = layer_shape(T, B, tape.weights)  # noqa: E741
+        shape = layer_shape(T, B, tape.weights)
+        _, _, I, H, P, D = shape  # noqa: E741
         self.n = n = min(tape.chunk, len(tape.steps))
+        self.gates = gates_for(shape, n, tape.x)
         dh, dc = dstates
-        self.dh = xp.zeros((D, B, P), dtype) if dh is None else dh.copy()
-        self.dc = xp.zeros((D, B, H), dtype) if dc is None else dc.copy()
+        self.dh = xp.zeros((D, B, P), sums) if dh is None else dh.astype(sums)
+        self.dc = xp.zeros((D, B, H), sums) if dc is None else dc.copy()
         self.x = xp.empty((D, n, B, I), dtype)
         self.h = xp.empty((D, n + 1, B, P), dtype)
-        self.dh_steps = xp.empty((D, n, B, P), dtype)
-        self.forget = xp.empty((D, n, B, H), dtype)
-        self.dc_factor = xp.empty((D, n, B, H), dtype)
-        self.cell = xp.empty((D, B, H), dtype)
-        projected = tape.weights.weight_ho is not None
-        self.m = xp.empty((D, n, B, H), dtype) if projected else None
-        self.dm = xp.empty((D, B, H), dtype) if projected else None
+        self.dh_steps = self.rounded_dh = xp.empty((D, n, B, P), sums)
+        self.dcells = xp.empty((D, n, B, H), sums) if with_cells else None
+        self.m = self.dm = None
+        if tape.weights.weight_ho is not None:
+            self.m = xp.empty((D, n, B, H), dtype)
+            self.dm = xp.empty((D, B, H), sums)
+            if dtype != sums:
+                self.rounded_dh = xp.empty((D, n, B, P), dtype)
         # Scratch for the largest weight gradient, before it is added.
-        self.product = xp.empty(D * max(4 * H * I, 4 * H * P), dtype)
+        self.product = xp.empty(D * max(4 * H * I, 4 * H * P), sums)
 
-    def prepare(self, start: int, z: Array, padding: Array | None) -> Array:
-        """Turn the gates z [D,k,B,4H] into factors; return h before each step [D,k,B,P].
+    def prepare(self, start: int, k: int, padding: Array | None) -> Array:
+        """Go to the chunk of k steps from `start`; return h before each step [D,k,B,P].
 
         The outputs are computed again from gates and c. So nobody's change to y matters, and a
         row that was in padding one step before gets its true previous h: the initial state.
         """
-        xp, weight_ho, h0, k = array_module(z), self.weights.weight_ho, self.tape.h0, z.shape[1]
-        c = self.tape.c[:, start : start + k + 1]
+        tape, weight_ho, xp = self.tape, self.weights.weight_ho, array_module(self.h)
         h = self.h[:, : k + 1]
         m = h[:, 1:] if self.m is None else self.m[:, :k]
-        forget, dc_factor = self.forget[:, :k], self.dc_factor[:, :k]
-        self._output_before(start, h[:, 0])
-        gates.backward_factors(z, c[:, :-1], c[:, 1:], m, forget, dc_factor)
-        if padding is not None:
-            # With these factors a step in padding hands the gradients on as they came.
-            for factors, value in ((z, 0), (m, 0), (dc_factor, 0), (forget, 1)):
-                xp.copyto(factors, value, where=padding)
+        # The step before is still as forward left it: chunks are taken from the last one down.
+        before = slice(start - 1, start)
+        if start == 0:
+            h[:, 0] = tape.h0
+        else:
+            self.gates.output(tape.gates[:, before], tape.c[:, start : start + 1], m[:, :1])
+            if weight_ho is None:
+                h[:, 0] = m[:, 0]
+            else:
+                matmul(m[:, 0], weight_ho, out=h[:, 0])
+            held = padding_mask(tape.lengths, tape.steps[before], tape.x.shape[0], tape.reverse)
+            if held is not None:
+                xp.copyto(h[:, 0], tape.h0, where=held[:, 0])
+        z, c = tape.gates[:, start : start + k], tape.c[:, start : start + k + 1]
+        self.gates.prepare(z, c, m, padding)
         if weight_ho is not None:
             matmul(_rows(m), weight_ho, out=_rows(h[:, 1:]))
         if padding is not None:
-            xp.copyto(h[:, 1:], h0[:, None], where=padding)
+            xp.copyto(h[:, 1:], tape.h0[:, None], where=padding)
         return h[:, :-1]
 
-    def _output_before(self, start: int, out: Array) -> None:
-        """Write the output before the step `start` into out [D,B,P]."""
-        tape, weight_ho, xp = self.tape, self.weights.weight_ho, array_module(out)
-        if start == 0:
-            out[...] = tape.h0
-            return
-        # That step's gates are still as forward left them: chunks are taken from the last down.
-        m = out if weight_ho is None else self.cell
-        xp.tanh(tape.c[:, start], out=m)
-        xp.multiply(m, gates.split(tape.gates[:, start - 1])[3], out=m)
-        if weight_ho is not None:
-            matmul(m, weight_ho, out=out)
-        step = tape.steps[start - 1 : start]
-        padding = padding_mask(tape.lengths, step, tape.x.shape[0], tape.reverse)
-        if padding is not None:
-            xp.copyto(out, tape.h0, where=padding[:, 0])
-
-    def recur(
-        self, z: Array, dh_steps: Array, dcell_steps: Array | None, padding: Array | None
-    ) -> None:
-        """Run the recurrence back: z [D,k,B,4H] holds factors and becomes dz."""
-        xp, weight_hh, weight_ho = array_module(z), self.weights.weight_hh, self.weights.weight_ho
-        for s in reversed(range(z.shape[1])):
-            z_step, dm = z[:, s], dh_steps[:, s]
-            xp.add(dm, self.dh, out=dm)
-            if dcell_steps is not None:
-                xp.add(self.dc, dcell_steps[:, s], out=self.dc)
-            if weight_ho is not None:
-                matmul(dm, weight_ho.swapaxes(1, 2), out=self.dm)
-                dm = self.dm
-            forget, dc_factor = self.forget[:, s], self.dc_factor[:, s]
-            gates.backward(z_step, forget, dc_factor, dm, self.dc, self.cell)
-            matmul(z_step, weight_hh, out=self.dh)
+    def recur(self, dh_steps: Array, dcell_steps: Array | None, padding: Array | None) -> None:
+        """Run the recurrence back over the chunk."""
+        xp, weights = array_module(dh_steps), self.weights
+        weight_hh, weight_ho = weights.weight_hh, weights.weight_ho
+        for s in reversed(range(dh_steps.shape[1])):
+            dh = dh_steps[:, s]
+            dcells = None if dcell_steps is None else dcell_steps[:, s]
+            if weight_ho is None:
+                dz = self.gates.backward(s, dh, self.dh, self.dc, dcells)
+            else:
+                xp.add(dh, self.dh, out=dh)
+                if self.rounded_dh is not self.dh_steps:
+                    self.rounded_dh[:, s] = dh
+                matmul(self.rounded_dh[:, s], weight_ho.swapaxes(1, 2), out=self.dm)
+                dz = self.gates.backward(s, self.dm, None, self.dc, dcells)
+            matmul(dz, weight_hh, out=self.dh)
             if padding is not None:
-                xp.copyto(self.dh, dh_steps[:, s], where=padding[:, s])
+                copy_where(padding[:, s], dh, out=self.dh)
 
-    def add_input_gradients(
-        self, dz: Array, part: range, padding: Array | None, dx: Array | None
-    ) -> None:
-        """Add what dz [D,k,B,4H] of a chunk means for weight_ih and for the input."""
-        tape, x_steps = self.tape, self.x[:, : len(part)]
+    def add_input_gradients(self, part: range, padding: Array | None, dx: Array | None) -> None:
+        """Add what the chunk's dz means for weight_ih and for the input."""
+        tape, x_steps, dz = self.tape, self.x[:, : len(part)], self.gates.dz
         if self.wanted.weight_ih is not None:
             x = gather(tape.x, part, tape.reverse, padding, out=x_steps)
             self._add_product(dz, x, self.wanted.weight_ih, self.gradients.weight_ih)
@@ -324,16 +319,16 @@ class _Backward:
             matmul(_rows(dz), self.weights.weight_ih, out=_rows(x_steps))
             scatter_add(x_steps, part, tape.reverse, out=dx)
 
-    def add_recurrent_gradients(self, dz: Array, h_prev: Array, dh: Array) -> None:
-        """Add what dz [D,k,B,4H], h before and dh after each step mean for the other weights."""
-        wanted, gradients = self.wanted, self.gradients
+    def add_recurrent_gradients(self, h_prev: Array, dh: Array) -> None:
+        """Add what the chunk's dz, h before and dh after each step mean for the other weights."""
+        wanted, gradients, dz = self.wanted, self.gradients, self.gates.dz
         if wanted.weight_hh is not None:
             self._add_product(dz, h_prev, wanted.weight_hh, gradients.weight_hh)
         if wanted.weight_ho is not None and self.m is not None:
             self._add_product(self.m[:, : dz.shape[1]], dh, wanted.weight_ho, gradients.weight_ho)
         biases = (wanted.bias_ih, gradients.bias_ih), (wanted.bias_hh, gradients.bias_hh)
         if any(some is not None for some, _ in biases):
-            sums = dz.sum(axis=(1, 2))
+            sums = dz.sum(axis=(1, 2), dtype=self.dc.dtype)
             for some, gradient in biases:
                 if some is not None and gradient is not None:
                     gradient[some] += sums[some]
