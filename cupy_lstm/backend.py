@@ -14,7 +14,7 @@ import numpy
 Array: TypeAlias = Any
 """A ``numpy.ndarray`` or a ``cupy.ndarray`` (CuPy ships no types)."""
 
-HostArray: TypeAlias = "numpy.ndarray[Any, numpy.dtype[Any]]"
+HostArray: TypeAlias = numpy.ndarray[Any, numpy.dtype[Any]]
 """An array that NumPy can read."""
 
 MODULES = ("numpy", "cupy")

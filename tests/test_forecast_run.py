@@ -11,7 +11,7 @@ import pytest
 from forecasting import FILES, SMALL, Bench, Outcome, table
 
 from cupy_lstm.forecast import device
-from cupy_lstm.forecast.storage import FORMAT
+from cupy_lstm.forecast.storage import FORMAT, load_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -121,6 +121,20 @@ def test_two_runs_are_bit_equal_and_a_seed_matters(bench):
     assert contents[0]["model.safetensors"] != contents[2]["model.safetensors"]
 
 
+def test_the_model_file_says_how_it_was_made(bench):
+    model = bench.train("--seed", 7, "--features", "heat")
+    _, configuration = load_model(model, "numpy")
+    assert configuration.source == str(bench.folder / "data.csv")
+    assert configuration.columns == ("load", "heat")
+    assert (configuration.time, configuration.spacing) == ("date", "month")
+    sizes = (configuration.horizon, configuration.context, configuration.hidden_size)
+    assert sizes == (4, 8, 5)
+    assert (configuration.seed, configuration.level) == (7, 0.9)
+    future = pandas.read_csv(bench.out / "forecast.csv").query("kind == 'future'")
+    reach = ((future["upper"] - future["lower"]) / 2).to_numpy()
+    numpy.testing.assert_allclose(reach, configuration.half_widths, rtol=1e-12)
+
+
 def test_the_test_part_teaches_nothing(bench):
     frame = table()
     first = bench.train("--features", "heat", data=frame).read_bytes()
@@ -201,11 +215,32 @@ def test_times_may_be_numbers(bench):
 
 
 def test_names_that_mean_something_to_matplotlib(bench):
-    name = "_$price {^ \N{CJK UNIFIED IDEOGRAPH-4EF7}"
+    name = "_$price {^$ \N{CJK UNIFIED IDEOGRAPH-4EF7}"
     path = bench.write(table().rename(columns={"load": name}))
     outcome = bench.run(*SMALL, "--quiet", "--data", path, "--time", "date", "--target", name)
     assert outcome == Outcome(0, "", "")
     assert (bench.out / "forecast.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize(
+    ("rows", "names"),
+    [
+        (120, ["training", "validation", "test", "validation", "test"]),
+        # The lower panel begins one row before the test part, too few to name them.
+        (195, ["training", "validation", "test", "test"]),
+        # It lies within the test part.
+        (240, ["training", "validation", "test", "test"]),
+    ],
+)
+def test_parts_are_named_where_there_is_room(bench, monkeypatch, rows, names):
+    seen = []
+
+    def note(self, text, *arguments, **options):
+        seen.append(text)
+
+    monkeypatch.setattr("matplotlib.axes.Axes.annotate", note)
+    bench.train(data=table(rows))
+    assert seen == names
 
 
 def snapshot(folder):
