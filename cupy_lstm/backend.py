@@ -130,12 +130,65 @@ def require_same_place(argument: str, array: object, reference: Array, owner: st
         raise TypeError(f"{argument} is on {found}, but {owner} are on {wanted}: {fix}")
 
 
-def sum_dtype(array: Array) -> "numpy.dtype[Any]":
-    """Return the dtype in which values like those of `array` are summed and kept.
+DTYPES = {
+    "numpy": ("float32", "float64"),
+    "cupy": ("float32", "float64", "float16", "bfloat16"),
+}
+"""What weights may be, for each array module."""
 
-    float32 for the half types, else the dtype itself.
+
+def checked_dtype(dtype: Any, module: str) -> "numpy.dtype[Any]":
+    """Return `dtype` as one that weights may have in an array module.
+
+    Raises
+    ------
+    TypeError
+        If it means no dtype.
+    ValueError
+        If it is none of `DTYPES`.
+    ImportError
+        If it is bfloat16 and ml_dtypes, which defines it, is not installed.
     """
-    dtype: numpy.dtype[Any] = array.dtype
+    choices = DTYPES[module]
+    if isinstance(dtype, str) and dtype == "bfloat16" and "bfloat16" in choices:
+        try:
+            import ml_dtypes
+        except ImportError as error:
+            raise ImportError(
+                "dtype='bfloat16' needs ml_dtypes: pip install 'cupy_lstm[cuda12x]'"
+            ) from error
+        dtype = ml_dtypes.bfloat16
+    try:
+        wanted: numpy.dtype[Any] = numpy.dtype(dtype)
+    except TypeError:
+        if dtype != "bfloat16":
+            raise TypeError(f"dtype must be one of {choices}, received {dtype!r}") from None
+        wanted = numpy.dtype("V2")
+    if dtype is None or wanted.name not in choices:
+        raise ValueError(f"dtype must be one of {choices}, received {dtype!r}")
+    return wanted.newbyteorder("=")
+
+
+def require_current_device(array: Array, owner: str) -> None:
+    """Raise unless `array` is on CuPy's current device, where kernels are launched.
+
+    Raises
+    ------
+    ValueError
+        If it is on another one.
+    """
+    if isinstance(array, numpy.ndarray):
+        return
+    current = sys.modules["cupy"].cuda.device.get_device_id()
+    if array.device.id != current:
+        raise ValueError(
+            f"{owner} are on {location(array)}, but the current device is {current}: "
+            f"call inside `with cupy.cuda.Device({array.device.id}):`"
+        )
+
+
+def sum_dtype(dtype: "numpy.dtype[Any]") -> "numpy.dtype[Any]":
+    """Return the dtype in which values of `dtype` are summed and kept: float32 for half types."""
     return numpy.dtype("float32") if dtype.itemsize == 2 else dtype
 
 

@@ -3,9 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-import numpy
-
-from cupy_lstm.backend import Array
+from cupy_lstm.backend import Array, sum_dtype
 from cupy_lstm.checks import (
     checked_array,
     checked_integer,
@@ -15,16 +13,15 @@ from cupy_lstm.checks import (
     seeded_generator,
 )
 from cupy_lstm.functional import Tape, checked_upstream, lstm_backward, lstm_forward
-from cupy_lstm.layer import Layer
 from cupy_lstm.parameter import Parameter
-from cupy_lstm.recorder import Recorder
+from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
 
 States = tuple[Array, Array]
 Gradients = tuple[Array | None, Array | None]
 
 
-class LSTMCell(Layer):
+class LSTMCell(RecordedLayer):
     """One step of an LSTM, with the interface of `paddle.nn.LSTMCell`.
 
     Parameters
@@ -40,7 +37,7 @@ class LSTMCell(Layer):
     proj_size : int
         P, size of a projection of the output; 0 for none (P = H).
     dtype : dtype-like
-        float32 or float64.
+        float32 or float64, or float16 or bfloat16 on CuPy.
     xp : module or str
         ``numpy`` or ``cupy``: where the weights live.
     seed : int, optional
@@ -103,7 +100,6 @@ class LSTMCell(Layer):
         )
         vars(self).update(self._layer.named())
         self._absent = [name for name, value in self._layer.named().items() if value is None]
-        self._recorder = Recorder()
 
     @property
     def output_size(self) -> int:
@@ -185,16 +181,12 @@ class LSTMCell(Layer):
     def get_initial_states(self, batch_ref: Array, batch_dim_idx: int = 0) -> States:
         """Return zero states for the batch size of `batch_ref`, as ``(h [B,P], c [B,H])``."""
         B = batch_ref.shape[batch_dim_idx]
-        h, c = (self.xp.zeros((B, *shape), self.dtype) for shape in self.state_shape)
+        dtypes = (self.dtype, sum_dtype(self.dtype))
+        h, c = (
+            self.xp.zeros((B, *shape), dtype)
+            for shape, dtype in zip(self.state_shape, dtypes, strict=True)
+        )
         return h, c
-
-    def clear_tape(self) -> None:
-        """Free what the last call of this thread remembered for `backward`."""
-        self._recorder.clear()
-
-    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
-        super()._set_place(name, dtype)
-        self._recorder.clear()
 
     def __repr__(self) -> str:
         projection = f", proj_size={self.proj_size}" if self.proj_size else ""
@@ -242,14 +234,11 @@ def sweep(
             "inputs", inputs, weights.weight_ih, "the weights", (*axes, cell.input_size)
         )
         B = inputs.shape[1 if time_major else 0]
-        h, c = (
-            checked_array(
-                f"{argument}[{i}] ({'hc'[i]})", state, weights.weight_ih, "the weights", (B, *shape)
-            )
-            for i, (state, shape) in enumerate(
-                zip(checked_pair(argument, states), cell.state_shape, strict=True)
-            )
-        )
+        h, c = checked_pair(argument, states)
+        (P,), (H,), like = *cell.state_shape, weights.weight_ih
+        sums = sum_dtype(like.dtype)
+        h = checked_array(f"{argument}[0] (h)", h, like, "the weights", (B, P))
+        c = checked_array(f"{argument}[1] (c)", c, like, "the weights", (B, H), sums)
         initial = h[None], c[None]
     outputs, (h, c), tape = lstm_forward(
         inputs, [weights], initial, sequence_length, reverse=(reverse,), time_major=time_major
@@ -264,15 +253,13 @@ def checked_sweep_gradients(
     dh: Array | None = None
     dc: Array | None = None
     if dstates is not None:
-        B = tape.x.shape[1]
-        dh, dc = (
-            None
-            if value is None
-            else checked_array(f"{argument}[{i}]", value, tape.x, "the inputs", (B, *shape))[None]
-            for i, (value, shape) in enumerate(
-                zip(checked_pair(argument, dstates, "(dh, dc)"), cell.state_shape, strict=True)
-            )
-        )
+        dh, dc = checked_pair(argument, dstates, "(dh, dc)")
+        (P,), (H,), B = *cell.state_shape, tape.x.shape[1]
+        if dh is not None:
+            dh = checked_array(f"{argument}[0]", dh, tape.x, "the inputs", (B, P))[None]
+        if dc is not None:
+            sums = sum_dtype(tape.x.dtype)
+            dc = checked_array(f"{argument}[1]", dc, tape.x, "the inputs", (B, H), sums)[None]
     checked_upstream(tape, doutputs, (dh, dc), None)
     return doutputs, (dh, dc)
 

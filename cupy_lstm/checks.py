@@ -15,9 +15,6 @@ DIRECTIONS = {
 }
 """Paddle's words for which directions there are, and which of them read from the end."""
 
-DTYPES = ("float32", "float64")
-"""What weights may be."""
-
 
 def checked_integer(argument: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an int that is at least `minimum`.
@@ -184,7 +181,12 @@ def seeded_generator(seed: object) -> numpy.random.Generator:
 
 
 def checked_array(
-    argument: str, value: object, reference: Array, owner: str, shape: tuple[int | str | None, ...]
+    argument: str,
+    value: object,
+    reference: Array,
+    owner: str,
+    shape: tuple[int | str | None, ...],
+    dtype: "numpy.dtype[Any] | None" = None,
 ) -> Array:
     """Return `value` if it is an array as wanted.
 
@@ -200,6 +202,8 @@ def checked_array(
         What `reference` is, in the plural: ``"the weights"``.
     shape : tuple of int, str or None
         Wanted shape; a name, or None, where any size will do.
+    dtype : numpy.dtype, optional
+        Wanted dtype; default that of `reference`.
 
     Raises
     ------
@@ -210,14 +214,16 @@ def checked_array(
     """
     require_same_place(argument, value, reference, owner)
     array: Array = value
-    if array.dtype != reference.dtype:
+    wanted = reference.dtype if dtype is None else dtype
+    if array.dtype != wanted:
+        why = "" if dtype is None or dtype == reference.dtype else f", so it must have {wanted}"
         raise ValueError(
-            f"{argument} has dtype {array.dtype}, but {owner} have {reference.dtype}: "
-            f"convert it with .astype({str(reference.dtype)!r})"
+            f"{argument} has dtype {array.dtype}, but {owner} have {reference.dtype}{why}: "
+            f"convert it with .astype({str(wanted)!r})"
         )
     fits = len(shape) == array.ndim and all(
-        not isinstance(wanted, int) or wanted == size
-        for wanted, size in zip(shape, array.shape, strict=True)
+        not isinstance(expected, int) or expected == size
+        for expected, size in zip(shape, array.shape, strict=True)
     )
     if not fits:
         sizes = ", ".join("any" if size is None else str(size) for size in shape)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy
 
 from cupy_lstm import network
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, array_module, require_current_device, sum_dtype
 from cupy_lstm.checks import checked_array, checked_pair
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.layer_checks import check_targets, checked_reverse, checked_weights
@@ -64,7 +64,9 @@ def lstm_forward(
     Parameters
     ----------
     inputs : array [B,T,I], or [T,B,I] if `time_major`
-        float32 or float64, NumPy or CuPy, any strides; kept by reference, never written.
+        float32 or float64, NumPy or CuPy, or float16 or bfloat16, CuPy; any strides; kept by
+        reference, never written. With half types c, cells and the gradients of weights are
+        float32.
     weights : sequence of LayerWeights
         One for each layer, lowest first: `cupy_lstm.notation` has the shapes and the equations.
     initial_states : tuple (h, c), optional
@@ -107,31 +109,34 @@ def lstm_forward(
     if dropout is not None and not isinstance(dropout, Dropout):
         raise TypeError(f"dropout must be a Dropout or None, received {type(dropout).__name__}")
     reference = weights[0].weight_ih
+    require_current_device(reference, "the weights")
     I = reference.shape[2]  # noqa: E741
     axes = ("steps", "batch", I) if time_major else ("batch", "steps", I)
     inputs = checked_array("inputs", inputs, reference, "the weights", axes)
     x = inputs if time_major else inputs.swapaxes(0, 1)
     T, B, _ = x.shape
     D, H, P = len(reverse), reference.shape[1] // 4, weights[0].weight_hh.shape[2]
-    L = len(weights)
+    L, sums = len(weights), sum_dtype(x.dtype)
     xp = array_module(x)
     if initial_states is None:
         states: States = (
             xp.zeros((L * D, B, P), x.dtype),
-            xp.zeros((L * D, B, H), x.dtype),
+            xp.zeros((L * D, B, H), sums),
         )
     else:
         h0, c0 = checked_pair("initial_states", initial_states)
         states = (
             checked_array("initial_states[0] (h)", h0, reference, "the weights", (L * D, B, P)),
-            checked_array("initial_states[1] (c)", c0, reference, "the weights", (L * D, B, H)),
+            checked_array(
+                "initial_states[1] (c)", c0, reference, "the weights", (L * D, B, H), sums
+            ),
         )
     if xp is not numpy:
         raise_reported(x.device.id)
     lengths = checked_lengths(sequence_length, B, T, x, check_lengths)
 
-    outputs = _empty(x, D * P, time_major)
-    cells = _empty(x, D * H, time_major) if return_cells else None
+    outputs = _empty(x, D * P, time_major, x.dtype)
+    cells = _empty(x, D * H, time_major, sums) if return_cells else None
     final_states, tape = network.forward(
         x,
         weights,
@@ -199,10 +204,14 @@ def lstm_backward(
     x, D = tape.x, len(tape.reverse)
     (T, B, _), xp = x.shape, array_module(x)
     rows = (T, B) if tape.time_major else (B, T)
+    require_current_device(x, "the inputs")
     if wanted is None:
         wanted = [_for_each_weight(weights, lambda _: slice(None)) for weights in tape.weights]
     if gradients is None:
-        gradients = [_for_each_weight(weights, xp.zeros_like) for weights in tape.weights]
+        gradients = [
+            _for_each_weight(weights, lambda weight: xp.zeros(weight.shape, sum_dtype(x.dtype)))
+            for weights in tape.weights
+        ]
     check_targets(tape.weights, wanted, gradients)
     dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
     tape.used = True
@@ -216,7 +225,9 @@ def lstm_backward(
         dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
         layer_done=layer_done,
     )
-    return dinputs, dinitial_states, gradients
+    # Summed in float32 for half types, and returned in the dtypes of the states.
+    dh0, dc0 = dinitial_states
+    return dinputs, (dh0.astype(x.dtype, copy=False), dc0), gradients
 
 
 def checked_upstream(
@@ -241,16 +252,16 @@ def checked_upstream(
     if dfinal_states is not None:
         dstates = checked_pair("dfinal_states", dfinal_states, "(dh, dc)")
     upstream = (
-        ("doutputs", doutputs, (*rows, D * P)),
-        ("dfinal_states[0] (dh)", dstates[0], (L * D, B, P)),
-        ("dfinal_states[1] (dc)", dstates[1], (L * D, B, H)),
-        ("dcells", dcells, (*rows, D * H)),
+        ("doutputs", doutputs, (*rows, D * P), x.dtype),
+        ("dfinal_states[0] (dh)", dstates[0], (L * D, B, P), x.dtype),
+        ("dfinal_states[1] (dc)", dstates[1], (L * D, B, H), sum_dtype(x.dtype)),
+        ("dcells", dcells, (*rows, D * H), sum_dtype(x.dtype)),
     )
-    if all(value is None for _, value, _ in upstream):
+    if all(value is None for _, value, _, _ in upstream):
         raise ValueError("backward needs the gradient of some output, received None for all")
-    for argument, value, shape in upstream:
+    for argument, value, shape, dtype in upstream:
         if value is not None:
-            checked_array(argument, value, x, "the inputs", shape)
+            checked_array(argument, value, x, "the inputs", shape, dtype)
     return doutputs, dstates, dcells
 
 
@@ -258,10 +269,10 @@ def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) ->
     return LayerGradients(*(None if weight is None else function(weight) for weight in weights))
 
 
-def _empty(x: Array, features: int, time_major: bool) -> Array:
+def _empty(x: Array, features: int, time_major: bool, dtype: "numpy.dtype[Any]") -> Array:
     """Return a new array for `features` over the times and rows of x [T,B,I]."""
     T, B, _ = x.shape
-    return array_module(x).empty((T, B, features) if time_major else (B, T, features), x.dtype)
+    return array_module(x).empty((T, B, features) if time_major else (B, T, features), dtype)
 
 
 def _over_time(array: Array, D: int, time_major: bool) -> Array:

@@ -6,8 +6,7 @@ from typing import Any, Self
 
 import numpy
 
-from cupy_lstm.backend import Array, import_module, module_name
-from cupy_lstm.checks import DTYPES
+from cupy_lstm.backend import Array, checked_dtype, import_module, module_name
 from cupy_lstm.parameter import Parameter, unique_buffers
 
 
@@ -20,7 +19,8 @@ class Layer:
     Parameters
     ----------
     dtype : dtype-like
-        float32 or float64; what the parameters hold and the inputs must have.
+        float32 or float64, on CuPy float16 or bfloat16 too; what the parameters hold and the
+        inputs must have.
     xp : module or str
         ``numpy`` or ``cupy``, where the parameters live.
 
@@ -32,8 +32,8 @@ class Layer:
 
     def __init__(self, dtype: Any = "float32", xp: str | ModuleType = "numpy") -> None:
         self.training = True
-        self._dtype = checked_dtype(dtype)
         self._module = module_name(xp)
+        self._dtype = checked_dtype(dtype, self._module)
         import_module(self._module)
 
     def __setattr__(self, name: str, value: object) -> None:
@@ -179,7 +179,7 @@ class Layer:
         xp : module or str, optional
             ``numpy`` or ``cupy``; default: stay.
         dtype : dtype-like, optional
-            float32 or float64; default: keep.
+            As of the constructor; default: keep.
 
         Returns
         -------
@@ -194,7 +194,7 @@ class Layer:
             If `xp` or `dtype` is none of those.
         """
         name = self._module if xp is None else module_name(xp)
-        wanted = self._dtype if dtype is None else checked_dtype(dtype)
+        wanted = checked_dtype(self._dtype if dtype is None else dtype, name)
         module = import_module(name)
         buffers = unique_buffers(self.parameters())
         # All copies are made before the first one is used: a failure leaves everything in place.
@@ -208,22 +208,3 @@ class Layer:
         self._module, self._dtype = name, dtype
         for _, child in self.named_children():
             child._set_place(name, dtype)
-
-
-def checked_dtype(dtype: Any) -> "numpy.dtype[Any]":
-    """Return `dtype` as one the parameters may have.
-
-    Raises
-    ------
-    TypeError
-        If it means no dtype.
-    ValueError
-        If it is not float32 or float64.
-    """
-    try:
-        wanted: numpy.dtype[Any] = numpy.dtype(dtype)
-    except TypeError:
-        raise TypeError(f"dtype must be one of {DTYPES}, received {dtype!r}") from None
-    if dtype is None or wanted.name not in DTYPES:
-        raise ValueError(f"dtype must be one of {DTYPES}, received {dtype!r}")
-    return numpy.dtype(wanted.name)  # in native byte order

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from cupy_lstm.backend import is_array
-from cupy_lstm.checks import DTYPES, checked_array
+from cupy_lstm.backend import DTYPES, array_module, is_array, sum_dtype
+from cupy_lstm.checks import checked_array
 from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
 from cupy_lstm.steps import Directions
 
@@ -63,9 +63,10 @@ def _check_layer(
                 f"{argument}.{kind} must be an array of numpy or cupy, received {found}"
             )
     reference = first.weight_ih
-    if reference.dtype not in DTYPES:
+    choices = DTYPES[array_module(reference).__name__]
+    if reference.dtype.name not in choices:
         raise ValueError(
-            f"{argument}.weight_ih has dtype {reference.dtype}, but must have one of {DTYPES}"
+            f"{argument}.weight_ih has dtype {reference.dtype}, but must have one of {choices}"
         )
     owner = "the first layer's weights"
     # The states of all layers are one array: they agree in H and P.
@@ -132,4 +133,5 @@ def check_targets(
                 raise ValueError(
                     f"gradients[{k}].{kind} is None, but wanted[{k}].{kind} asks for it"
                 )
-            checked_array(f"gradients[{k}].{kind}", gradient, weight, "the weights", weight.shape)
+            argument, sums = f"gradients[{k}].{kind}", sum_dtype(weight.dtype)
+            checked_array(argument, gradient, weight, "the weights", weight.shape, sums)

@@ -5,16 +5,16 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, require_same_place
+from cupy_lstm.backend import Array, array_module, require_same_place, sum_dtype
 from cupy_lstm.checks import checked_array, checked_integer, checked_name, seeded_generator
+from cupy_lstm.gemm import matmul
 from cupy_lstm.initializer import Constant, Fans, Initializer, XavierUniform
-from cupy_lstm.layer import Layer
 from cupy_lstm.modes import is_recording
 from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
-from cupy_lstm.recorder import Recorder
+from cupy_lstm.recorder import RecordedLayer
 
 
-class Linear(Layer):
+class Linear(RecordedLayer):
     """The affine map y = x W + b over the last axis, as `paddle.nn.Linear`.
 
     Parameters
@@ -30,7 +30,7 @@ class Linear(Layer):
     name : str, optional
         Accepted as Paddle does; it names nothing.
     dtype : dtype-like
-        float32 or float64.
+        float32 or float64, or float16 or bfloat16 on CuPy.
     xp : module or str
         ``numpy`` or ``cupy``, where the parameters live.
     seed : int, optional
@@ -83,7 +83,6 @@ class Linear(Layer):
         self.bias = None
         if bias_attr is not False:
             self.bias = self._parameter("bias", bias_attr, Constant(0.0), generator)
-        self._recorder = Recorder()
 
     def _parameter(
         self, name: str, attr: Any, default: Initializer, generator: numpy.random.Generator
@@ -118,7 +117,9 @@ class Linear(Layer):
         weight = self.weight.data
         require_same_place("x", x, weight, "the weights")
         checked_array("x", x, weight, "the weights", (*x.shape[:-1], self.in_features))
-        y = x.reshape(-1, self.in_features) @ weight
+        rows = x.reshape(-1, self.in_features)
+        y = array_module(x).empty((len(rows), self.out_features), x.dtype)
+        matmul(rows[None], weight[None], out=y[None])
         if self.bias is not None:
             y += self.bias.data
         self._recorder.keep(x if is_recording() else None, self.weight.buffer.version)
@@ -147,23 +148,20 @@ class Linear(Layer):
         x = self._recorder.current(self.weight.buffer.version)
         weight = self.weight.data
         checked_array("dy", dy, weight, "the weights", (*x.shape[:-1], self.out_features))
+        xp, sums = array_module(x), sum_dtype(x.dtype)
         inputs = x.reshape(-1, self.in_features)
         gradients = dy.reshape(-1, self.out_features)
         with self._recorder.exclusive():
             if self.weight.trainable:
-                self.weight.add_gradient(inputs.T @ gradients)
+                product = xp.empty(weight.shape, sums)
+                matmul(inputs.T[None], gradients[None], out=product[None])
+                self.weight.add_gradient(product)
             if self.bias is not None and self.bias.trainable:
-                self.bias.add_gradient(gradients.sum(axis=0))
+                self.bias.add_gradient(gradients.sum(axis=0, dtype=sums))
         self._recorder.clear()
-        return (gradients @ weight.T).reshape(x.shape)
-
-    def clear_tape(self) -> None:
-        """Free what the last call of this thread remembered for `backward`."""
-        self._recorder.clear()
-
-    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
-        super()._set_place(name, dtype)
-        self._recorder.clear()
+        dx = xp.empty(inputs.shape, x.dtype)
+        matmul(gradients[None], weight.T[None], out=dx[None])
+        return dx.reshape(x.shape)
 
     def __repr__(self) -> str:
         bias = "" if self.bias is not None else ", bias_attr=False"

@@ -6,7 +6,7 @@ for the prediction. Nothing here synchronises: the mean stays on the device.
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+from cupy_lstm.backend import Array, array_module, is_array, require_same_place, sum_dtype
 from cupy_lstm.checks import checked_array, checked_number
 
 
@@ -23,7 +23,8 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     Returns
     -------
     loss : array of shape ()
-        mean((prediction - target)^2), on the device and of the dtype of `prediction`.
+        mean((prediction - target)^2), on the device and of the dtype of `prediction`, or
+        float32 where that is a half type.
     gradient : array like `prediction`
         d loss / d prediction.
 
@@ -34,11 +35,10 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     ValueError
         If dtypes or shapes differ, the dtype is not floating, or there are no elements.
     """
-    _check(prediction, target)
-    difference = prediction - target
+    difference = _difference(prediction, target)
     loss = _mean(difference * difference)
     difference *= 2 / difference.size
-    return loss, difference
+    return loss, _like(prediction, difference)
 
 
 def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -63,11 +63,10 @@ def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
     TypeError, ValueError
         As `mse_loss`.
     """
-    _check(prediction, target)
-    difference = prediction - target
+    difference = _difference(prediction, target)
     gradient = array_module(difference).sign(difference)
     gradient /= difference.size
-    return _mean(abs(difference)), gradient
+    return _mean(abs(difference)), _like(prediction, gradient)
 
 
 def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Array, Array]:
@@ -98,14 +97,13 @@ def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Ar
     TypeError, ValueError
         As `mse_loss`, or if `delta` is not positive and finite.
     """
-    _check(prediction, target)
     delta = checked_number("delta", delta, low_included=False)
-    difference = prediction - target
+    difference = _difference(prediction, target)
     slope = array_module(difference).clip(difference, -delta, delta)
     # Inside, slope = e gives e^2 / 2; outside, slope = +-delta gives delta * (|e| - delta / 2).
     loss = _mean(slope * (difference - slope / 2))
     slope /= difference.size
-    return loss, slope
+    return loss, _like(prediction, slope)
 
 
 def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
@@ -149,7 +147,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
         raise ValueError(
             f"labels must lie in 0 to {classes - 1}, received {labels.min()} to {labels.max()}"
         )
-    shifted = logits - logits.max(axis=-1, keepdims=True)
+    wide = logits.astype(sum_dtype(logits.dtype), copy=False)
+    shifted = wide - wide.max(axis=-1, keepdims=True)
     exponentials = xp.exp(shifted)
     normaliser = exponentials.sum(axis=-1, keepdims=True)
     is_label = labels[..., None] == xp.arange(classes)
@@ -159,7 +158,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     gradient = exponentials / normaliser
     gradient -= is_label.astype(gradient.dtype)
     gradient /= labels.size
-    return loss, gradient
+    return loss, _like(logits, gradient)
 
 
 def _mean(values: Array) -> Array:
@@ -167,9 +166,16 @@ def _mean(values: Array) -> Array:
     return array_module(values).asarray(values.mean())
 
 
-def _check(prediction: Array, target: Array) -> None:
+def _difference(prediction: Array, target: Array) -> Array:
+    """Return prediction - target, in float32 for half types, after a check of both."""
     _check_prediction("prediction", prediction)
     checked_array("target", target, prediction, "the predictions", prediction.shape)
+    sums = sum_dtype(prediction.dtype)
+    return prediction.astype(sums, copy=False) - target.astype(sums, copy=False)
+
+
+def _like(prediction: Array, gradient: Array) -> Array:
+    return gradient.astype(prediction.dtype, copy=False)
 
 
 def _check_prediction(argument: str, array: Array) -> None:
@@ -177,7 +183,7 @@ def _check_prediction(argument: str, array: Array) -> None:
         raise TypeError(
             f"{argument} must be an array of numpy or cupy, received {type(array).__name__}"
         )
-    if array.dtype.kind != "f":
+    if array.dtype.kind != "f" and array.dtype.name != "bfloat16":
         raise ValueError(f"{argument} must have a floating dtype, received {array.dtype}")
     if array.size == 0:
         raise ValueError(f"{argument} has shape {array.shape}: there is no mean of no elements")

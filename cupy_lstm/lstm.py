@@ -6,9 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-import numpy
-
-from cupy_lstm.backend import Array
+from cupy_lstm.backend import Array, sum_dtype
 from cupy_lstm.checks import (
     checked_boolean,
     checked_direction,
@@ -21,15 +19,14 @@ from cupy_lstm.checks import (
 )
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.functional import lstm_backward, lstm_forward
-from cupy_lstm.layer import Layer
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.plan import explain_plan
-from cupy_lstm.recorder import Recorder
+from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
 
 
-class LSTM(Layer):
+class LSTM(RecordedLayer):
     """A multi-layer LSTM with the interface of `paddle.nn.LSTM`.
 
     The equations are in `cupy_lstm.notation`; the notation T, B, I, H, P, D, L, too. Shapes of
@@ -61,7 +58,7 @@ class LSTM(Layer):
     proj_size : int
         P, size of a projection of the output; 0 for none (P = H).
     dtype : dtype-like
-        float32 or float64, of weights, inputs and states.
+        float32 or float64, or float16 or bfloat16 on CuPy, of weights, inputs and states.
     xp : module or str
         ``numpy`` or ``cupy``: where the weights live.
     seed : int, optional
@@ -162,7 +159,6 @@ class LSTM(Layer):
             self._absent += [name for name, value in layer.named().items() if value is None]
         self.dropout_seed = secrets.randbits(64) if seed is None else int(generator.integers(2**63))
         self.dropout_calls = 0
-        self._recorder = Recorder()
 
     @property
     def time_major(self) -> bool:
@@ -326,10 +322,6 @@ class LSTM(Layer):
                     self.dropout_calls = call
             raise
 
-    def clear_tape(self) -> None:
-        """Free what the last call of this thread remembered for `backward`."""
-        self._recorder.clear()
-
     def explain_plan(self, steps: int, batch: int) -> str:
         """Say which engine would run each layer, in which chunks, and why.
 
@@ -351,7 +343,7 @@ class LSTM(Layer):
             self.num_layers,
             "forward" if self.num_directions == 1 else "bidirectional",
             proj_size=self.proj_size,
-            itemsize=self.dtype.itemsize,
+            itemsize=sum_dtype(self.dtype).itemsize,
             module=self._module,
             training=is_recording(),
             forced=forced_engine(),
@@ -369,10 +361,6 @@ class LSTM(Layer):
             for kind, parameters in zip(layer.kinds._fields, layer.kinds, strict=True)
             if parameters is not None
         }
-
-    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
-        super()._set_place(name, dtype)
-        self._recorder.clear()
 
     def __repr__(self) -> str:
         words = [f"{self.input_size}, {self.hidden_size}"]

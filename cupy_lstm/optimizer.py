@@ -32,6 +32,8 @@ class SGD(Optimizer):
         Regularizer of the parameters that have none of their own; a number means `L2Decay`.
     grad_clip : callable, optional
         One of `cupy_lstm.clip`.
+    loss_scale : float
+        What the gradients were multiplied by, for half types; they are divided by it first.
 
     Raises
     ------
@@ -48,13 +50,14 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float | Regularizer | None = None,
         grad_clip: GradientClip | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self._momentum = checked_number("momentum", momentum, high=1)
         self._nesterov = nesterov
         if nesterov and not self._momentum:
             raise ValueError("nesterov=True needs momentum, received momentum=0")
         self.memory_names = ("velocity",) if self._momentum else ()
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, loss_scale)
 
     def _update(
         self, weight: Array, gradient: Array, memory: Memory, rate: float, scratch: Array
@@ -95,6 +98,8 @@ class Adam(Optimizer):
         Regularizer of the parameters that have none of their own; a number means `L2Decay`.
     grad_clip : callable, optional
         One of `cupy_lstm.clip`.
+    loss_scale : float
+        What the gradients were multiplied by, for half types; they are divided by it first.
 
     Raises
     ------
@@ -114,11 +119,12 @@ class Adam(Optimizer):
         epsilon: float = 1e-8,
         weight_decay: float | Regularizer | None = None,
         grad_clip: GradientClip | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self._beta1 = checked_number("beta1", beta1, high=1)
         self._beta2 = checked_number("beta2", beta2, high=1)
         self._epsilon = checked_number("epsilon", epsilon, low_included=False)
-        super().__init__(learning_rate, parameters, weight_decay, grad_clip)
+        super().__init__(learning_rate, parameters, weight_decay, grad_clip, loss_scale)
 
     def _update(
         self, weight: Array, gradient: Array, memory: Memory, rate: float, scratch: Array
@@ -133,8 +139,9 @@ class Adam(Optimizer):
         scratch *= 1 - self._beta2
         mean_square += scratch
         # The averages begin at zero; these two factors undo the bias that gives them.
-        bias1 = 1 - self._beta1**memory.updates
-        bias2 = 1 - self._beta2**memory.updates
+        update = memory.updates + 1
+        bias1 = 1 - self._beta1**update
+        bias2 = 1 - self._beta2**update
         xp.sqrt(mean_square, out=scratch)
         scratch /= sqrt(bias2)
         scratch += self._epsilon
@@ -163,6 +170,8 @@ class AdamW(Adam):
         Share of the weight that a step takes away, in units of the learning rate.
     grad_clip : callable, optional
         One of `cupy_lstm.clip`.
+    loss_scale : float
+        What the gradients were multiplied by, for half types; they are divided by it first.
 
     Raises
     ------
@@ -180,6 +189,7 @@ class AdamW(Adam):
         epsilon: float = 1e-8,
         weight_decay: float = 0.01,
         grad_clip: GradientClip | None = None,
+        loss_scale: float = 1.0,
     ) -> None:
         self._decay = checked_number("weight_decay", weight_decay)
         super().__init__(
@@ -189,6 +199,7 @@ class AdamW(Adam):
             beta2=beta2,
             epsilon=epsilon,
             grad_clip=grad_clip,
+            loss_scale=loss_scale,
         )
 
     def _update(

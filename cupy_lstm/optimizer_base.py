@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, is_array, location
+from cupy_lstm.backend import Array, array_module, is_array, location, sum_dtype
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.clip import GradientClip, ParameterGradients
 from cupy_lstm.parameter import Parameter
@@ -30,19 +30,44 @@ class Memory:
     updates : int
         Updates made to it.
     arrays : dict of str to array
-        Running averages like the weight, by name; zeros before the first update.
+        Running averages like the weight, by name, float32 for half types; zeros before the
+        first update. For half types also the master: the weight in float32, where updates that
+        are small beside it do not vanish.
     """
 
     def __init__(self, parameter: Parameter, names: tuple[str, ...]) -> None:
         self.parameter = parameter
         self.updates = 0
-        self.arrays = {name: _zeros_like(parameter.data) for name in names}
+        weight = parameter.data
+        xp, sums = array_module(weight), sum_dtype(weight.dtype)
+        self.arrays = {name: xp.zeros(weight.shape, sums) for name in names}
+        if weight.dtype != sums:
+            self.arrays["master"] = weight.astype(sums)
+        self._version = parameter.version
+
+    def weight(self) -> Array:
+        """Return what an update changes: the master where there is one, else the weight."""
+        master = self.arrays.get("master")
+        if master is None:
+            return self.parameter.data
+        if self._version != self.parameter.version:
+            # Somebody has set the weight since the last update.
+            master[...] = self.parameter.data
+        return master
+
+    def updated(self) -> None:
+        """Round the master to the weight, and note the change."""
+        if "master" in self.arrays:
+            self.parameter.data[...] = self.arrays["master"]
+        self.updates += 1
+        self.parameter.mark_changed()
+        self._version = self.parameter.version
 
     def check_place(self) -> None:
         """Raise unless the weight still is where the averages are."""
         weight = self.parameter.data
         for array in self.arrays.values():
-            if array.dtype != weight.dtype or location(array) != location(weight):
+            if array.dtype != sum_dtype(weight.dtype) or location(array) != location(weight):
                 raise RuntimeError(
                     f"{self.parameter.name} is {weight.dtype} on {location(weight)}, but was "
                     f"{array.dtype} on {location(array)} when the optimiser was made: "
@@ -63,6 +88,9 @@ class Optimizer(ABC):
         Regularizer of the parameters that have none of their own; a number means `L2Decay`.
     grad_clip : callable, optional
         One of `cupy_lstm.clip`, or any function of (parameter, gradient) pairs.
+    loss_scale : float
+        What the gradients were multiplied by, so that those of a half type do not vanish; they
+        are divided by it first.
 
     Raises
     ------
@@ -79,6 +107,7 @@ class Optimizer(ABC):
         parameters: Iterable[Parameter],
         weight_decay: float | Regularizer | None,
         grad_clip: GradientClip | None,
+        loss_scale: float,
     ) -> None:
         if not callable(learning_rate):
             learning_rate = checked_number("learning_rate", learning_rate)
@@ -89,6 +118,7 @@ class Optimizer(ABC):
         self._learning_rate = learning_rate
         self._regularizer = weight_decay
         self._grad_clip = grad_clip
+        self.loss_scale = checked_number("loss_scale", loss_scale, low_included=False)
         self._steps = 0
         self._memories = [Memory(p, self.memory_names) for p in _checked_parameters(parameters)]
         self._scratches: dict[object, Array] = {}
@@ -132,15 +162,15 @@ class Optimizer(ABC):
         for memory in due.values():
             memory.check_place()
         rate = self.learning_rate
-        pairs: ParameterGradients = [(m.parameter, m.parameter.grad) for m in due.values()]
+        pairs: ParameterGradients = [(m.parameter, self._gradient(m)) for m in due.values()]
         if self._grad_clip is not None:
             pairs = self._grad_clip(pairs)
         for parameter, gradient in pairs:
-            weight, memory = parameter.data, due[id(parameter)]
+            memory = due[id(parameter)]
+            weight = memory.weight()
             regularizer = parameter.regularizer or self._regularizer
             if regularizer is not None:
                 gradient = gradient + regularizer.gradient(weight)
-            memory.updates += 1
             self._update(
                 weight,
                 gradient,
@@ -148,8 +178,12 @@ class Optimizer(ABC):
                 rate * parameter.optimize_attr["learning_rate"],
                 self._scratch(weight),
             )
-            parameter.mark_changed()
+            memory.updated()
         self._steps += 1
+
+    def _gradient(self, memory: Memory) -> Array:
+        gradient: Array = memory.parameter.grad
+        return gradient if self.loss_scale == 1 else gradient / self.loss_scale
 
     @abstractmethod
     def _update(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, HostArray, array_module, is_array, location, to_host
+from cupy_lstm.backend import Array, HostArray, array_module, is_array, location, sum_dtype, to_host
 from cupy_lstm.checks import checked_number
 from cupy_lstm.initializer import Fans, Initializer
 from cupy_lstm.regularizer import Regularizer
@@ -109,7 +109,8 @@ class Buffer:
     data : array [D, ...]
         The weights.
     gradient : array [D, ...] or None
-        Where backward adds; None until the first backward. Zero wherever nothing was added.
+        Where backward adds, float32 for weights of a half type; None until the first backward.
+        Zero wherever nothing was added.
     version : int
         Counts the changes made through `Parameter`, so that a tape can tell that its weights
         are no longer those of its forward.
@@ -130,14 +131,16 @@ class Buffer:
     def make_gradient(self) -> Array:
         """Return the gradient array, allocated as zeros on first use."""
         if self.gradient is None:
-            self.gradient = array_module(self.data).zeros_like(self.data)
+            self.gradient = array_module(self.data).zeros(
+                self.data.shape, sum_dtype(self.data.dtype)
+            )
         return self.gradient
 
     def moved(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> "Buffer":
         """Return a buffer with this one's contents in another array module and dtype."""
         buffer = Buffer(_moved(self.data, xp, dtype))
         if self.gradient is not None:
-            buffer.gradient = _moved(self.gradient, xp, dtype)
+            buffer.gradient = _moved(self.gradient, xp, sum_dtype(dtype))
         return buffer
 
     def take(self, other: "Buffer") -> None:
@@ -161,6 +164,8 @@ class Parameter:
         Added to the gradient by the optimiser.
     need_clip : bool
         Whether gradient clipping includes it.
+    version : int
+        Counts the changes made through this object.
     """
 
     def __init__(self, buffer: Buffer, index: int, name: str, attr: ParamAttr) -> None:
@@ -173,6 +178,7 @@ class Parameter:
         self.do_model_average = attr.do_model_average
         self.need_clip = attr.need_clip
         self.has_gradient = False
+        self.version = 0
 
     @property
     def data(self) -> Array:
@@ -287,6 +293,7 @@ class Parameter:
 
     def mark_changed(self) -> None:
         """Tell a kept tape that this weight is no longer what its forward used."""
+        self.version += 1
         self.buffer.version += 1
 
     def add_gradient(self, value: Array) -> None:

@@ -2,7 +2,12 @@
 
 import threading
 from contextlib import AbstractContextManager
+from types import ModuleType
 from typing import Any
+
+import numpy
+
+from cupy_lstm.layer import Layer
 
 
 class Recorder:
@@ -71,3 +76,19 @@ class Recorder:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Recorder":
         return Recorder()
+
+
+class RecordedLayer(Layer):
+    """A layer with a backward pass of its own: it remembers its calls."""
+
+    def __init__(self, dtype: Any, xp: str | ModuleType) -> None:
+        super().__init__(dtype, xp)
+        self._recorder = Recorder()
+
+    def clear_tape(self) -> None:
+        """Free what the last call of this thread remembered for `backward`."""
+        self._recorder.clear()
+
+    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
+        super()._set_place(name, dtype)
+        self._recorder.clear()

@@ -15,12 +15,11 @@ from cupy_lstm.cell import (
     sweep_back,
 )
 from cupy_lstm.checks import checked_array, checked_boolean, checked_pair
-from cupy_lstm.layer import Layer
-from cupy_lstm.recorder import Recorder
+from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.weights import versions
 
 
-class _CellLayer(Layer):
+class _CellLayer(RecordedLayer):
     """What `RNN` and `BiRNN` share: their cells' place, their layout, their tape."""
 
     def __init__(self, cells: dict[str, LSTMCell], time_major: bool) -> None:
@@ -39,7 +38,6 @@ class _CellLayer(Layer):
         self.time_major = time_major
         vars(self).update(cells)
         self._cells = list(cells.values())
-        self._recorder = Recorder()
 
     @property
     def time_major(self) -> bool:
@@ -60,10 +58,6 @@ class _CellLayer(Layer):
         """The array module the cells live in."""
         return self._cells[0].xp
 
-    def clear_tape(self) -> None:
-        """Free what the last call of this thread remembered for `backward`."""
-        self._recorder.clear()
-
     def __repr__(self) -> str:
         words = [repr(cell) for cell in self._cells]
         words += [
@@ -73,10 +67,6 @@ class _CellLayer(Layer):
 
     def _versions(self) -> object:
         return versions([cell._layer for cell in self._cells])
-
-    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
-        super()._set_place(name, dtype)
-        self._recorder.clear()
 
 
 class RNN(_CellLayer):

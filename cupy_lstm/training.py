@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, array_module, sum_dtype
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.modes import no_grad
 from cupy_lstm.optimizer_base import Optimizer
@@ -254,7 +254,7 @@ def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike)
     mean = _MeanLoss()
     model.train()
     for inputs, target in batches:
-        value, gradient = loss(_predict(model, inputs), target)
+        value, gradient = _scaled(loss, _predict(model, inputs), target, optimizer.loss_scale)
         optimizer.clear_grad()
         model.backward(gradient)
         optimizer.step()
@@ -262,12 +262,23 @@ def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike)
     return mean
 
 
+def _scaled(loss: Loss, prediction: Array, target: Array, scale: float) -> tuple[Array, Array]:
+    """Return a loss and its gradient times `scale`, in float32 until the gradient is rounded."""
+    dtype, sums = prediction.dtype, sum_dtype(prediction.dtype)
+    if target.dtype == dtype:
+        target = target.astype(sums, copy=False)
+    value, gradient = loss(prediction.astype(sums, copy=False), target)
+    if scale != 1:
+        gradient = gradient * scale
+    return value, gradient.astype(dtype, copy=False)
+
+
 def _validate(model: Model, loss: Loss, batches: BatchesLike) -> _MeanLoss:
     mean = _MeanLoss()
     model.eval()
     with no_grad():
         for inputs, target in batches:
-            value, _ = loss(_predict(model, inputs), target)
+            value, _ = _scaled(loss, _predict(model, inputs), target, 1)
             mean.add(value, target)
     return mean
 

@@ -93,8 +93,8 @@ def forward(
     _, _, I, H, P, D = layer_shape(T, B, weights)  # noqa: E741
     xp, n = array_module(x), min(chunk, len(steps))
     kept = len(steps) if keep else n
-    z_kept = xp.empty((D, kept, B, 4 * H), sum_dtype(x))
-    c_kept = xp.empty((D, kept + 1, B, H), sum_dtype(x))
+    z_kept = xp.empty((D, kept, B, 4 * H), sum_dtype(x.dtype))
+    c_kept = xp.empty((D, kept + 1, B, H), sum_dtype(x.dtype))
     h_chunk = xp.empty((D, n + 1, B, P), x.dtype)
     x_chunk = xp.empty((D, n, B, I), x.dtype)
     recurrence = _Recurrence(weights, layer_shape(T, B, weights), n)
@@ -131,7 +131,7 @@ class _Recurrence:
         self.weight_hh = like.swapaxes(1, 2)
         self.weight_ho = weights.weight_ho
         self.gates = gates_for(shape, chunk, like)
-        self.product = xp.empty((shape.D, shape.B, 4 * shape.H), sum_dtype(like))
+        self.product = xp.empty((shape.D, shape.B, 4 * shape.H), sum_dtype(like.dtype))
         projected = weights.weight_ho is not None
         self.m = xp.empty((shape.D, shape.B, shape.H), like.dtype) if projected else None
 
@@ -238,7 +238,7 @@ class _Backward:
     ) -> None:
         self.tape, self.weights = tape, tape.weights
         self.wanted, self.gradients = wanted, gradients
-        xp, dtype, sums = array_module(tape.x), tape.x.dtype, sum_dtype(tape.x)
+        xp, dtype, sums = array_module(tape.x), tape.x.dtype, sum_dtype(tape.x.dtype)
         T, B = tape.x.shape[:2]
         shape = layer_shape(T, B, tape.weights)
         _, _, I, H, P, D = shape  # noqa: E741
