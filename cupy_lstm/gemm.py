@@ -6,14 +6,16 @@ transposed operands, widens float16, and cannot add to its output.
 
 from functools import cache
 from types import ModuleType
+from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, HostArray, array_module
 
 # From cublas_api.h and library_types.h.
 _NO_TRANSPOSE, _TRANSPOSE = 0, 1
-_CUDA_TYPE = {"float32": 0, "float64": 1, "float16": 2, "bfloat16": 14}
+_FLOAT32 = 0
+_CUDA_TYPE = {"float32": _FLOAT32, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
 
@@ -50,17 +52,13 @@ def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
             out.fill(0)
         return
     cublas, device, linalg = _binding()
-    real = numpy.dtype("float64" if out.dtype == "float64" else "float32")
-    if out.dtype == "float64":
-        compute = _COMPUTE_64F
-    elif out.dtype == a.dtype == "float32" and (
+    operand, result, compute, factors = _types(a.dtype, out.dtype)
+    if operand == result == _FLOAT32 and (
         linalg.get_compute_type(out.dtype) == linalg.COMPUTE_TYPE_TF32
     ):
         # CuPy's own switch, CUPY_TF32=1: the user has asked for it.
         compute = _COMPUTE_32F_FAST_TF32
-    else:
-        compute = _COMPUTE_32F
-    alpha, beta = numpy.ones(1, real), numpy.full(1, add, real)
+    zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
     # cuBLAS reads matrices by columns, so a row-major product is the product of the transposes
     # in the other order.
     b_op, ldb, b_stride = _by_columns(b)
@@ -75,18 +73,18 @@ def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
         N,
         M,
         K,
-        alpha.ctypes.data,
+        one,
         b.data.ptr,
-        _CUDA_TYPE[b.dtype.name],
+        operand,
         ldb,
         b_stride,
         a.data.ptr,
-        _CUDA_TYPE[a.dtype.name],
+        operand,
         lda,
         a_stride,
-        beta.ctypes.data,
+        one if add else zero,
         out.data.ptr,
-        _CUDA_TYPE[out.dtype.name],
+        result,
         ldc,
         out_stride,
         D,
@@ -113,6 +111,17 @@ def _by_columns(array: Array) -> tuple[int, int, int]:
     raise ValueError(
         f"a GEMM needs rows or columns that are contiguous, received strides {array.strides}"
     )
+
+
+@cache
+def _types(
+    operand: "numpy.dtype[Any]", result: "numpy.dtype[Any]"
+) -> tuple[int, int, int, HostArray]:
+    """Return cuBLAS's names of both dtypes and of the sums, and [0, 1] in the type of the sums."""
+    wide = result == "float64"
+    compute = _COMPUTE_64F if wide else _COMPUTE_32F
+    factors = numpy.array([0, 1], "float64" if wide else "float32")
+    return _CUDA_TYPE[operand.name], _CUDA_TYPE[result.name], compute, factors
 
 
 @cache

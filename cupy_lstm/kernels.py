@@ -271,11 +271,15 @@ class Rows:
     """
 
     def __init__(self, array: Array) -> None:
-        inner = array[0]
-        if array.size and not inner.flags.c_contiguous:
-            raise ValueError(f"each direction must be contiguous, received strides {array.strides}")
+        shape, strides, itemsize = array.shape, array.strides, array.itemsize
+        expected = itemsize
+        for size, stride in zip(shape[:0:-1], strides[:0:-1], strict=True):
+            # The stride of an axis of one element says nothing, nor do those of an empty array.
+            if stride != expected and size != 1 and array.size:
+                raise ValueError(f"each direction must be contiguous, received strides {strides}")
+            expected *= size
         self.array = array
-        self.stride = array.strides[0] // array.itemsize if len(array) > 1 else inner.size
+        self.stride = (strides[0] if shape[0] > 1 else expected) // itemsize
 
     def is_aligned(self, width: int) -> bool:
         """Say whether vectors of `width` elements can be loaded anywhere a row begins."""
