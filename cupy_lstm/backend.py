@@ -80,11 +80,14 @@ def import_module(name: str) -> ModuleType:
 
 
 def is_array(value: object) -> bool:
-    """Say whether `value` is an array of NumPy or of CuPy."""
+    """Say whether `value` is an array of NumPy or of CuPy.
+
+    Those whose arithmetic is another, masked arrays and matrices, are none.
+    """
+    if isinstance(value, numpy.ndarray):
+        return not isinstance(value, numpy.ma.MaskedArray | numpy.matrix)
     cupy = sys.modules.get("cupy")
-    return isinstance(value, numpy.ndarray) or (
-        cupy is not None and isinstance(value, cupy.ndarray)
-    )
+    return cupy is not None and isinstance(value, cupy.ndarray)
 
 
 def location(array: Array) -> str:

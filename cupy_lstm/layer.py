@@ -13,8 +13,9 @@ from cupy_lstm.parameter import Parameter, unique_buffers
 class Layer:
     """A function of arrays with parameters, a mode, and a backward pass.
 
-    Parameters and sub-layers are plain attributes; their names are the attribute names, joined
-    by dots.
+    Parameters and sub-layers are attributes, or lie in lists, tuples or dicts that are; their
+    names are the attribute names, indices and keys, joined by dots. Attributes that begin with
+    an underscore are left out.
 
     Parameters
     ----------
@@ -29,6 +30,10 @@ class Layer:
     training : bool
         True after construction and `train`, False after `eval`.
     """
+
+    training = True
+    _module = "numpy"
+    _dtype = numpy.dtype("float32")
 
     def __init__(self, dtype: Any = "float32", xp: str | ModuleType = "numpy") -> None:
         self.training = True
@@ -72,7 +77,7 @@ class Layer:
 
     def named_children(self) -> Iterator[tuple[str, "Layer"]]:
         """Yield the direct sub-layers with their names."""
-        for name, value in vars(self).items():
+        for name, value in self._members():
             if isinstance(value, Layer):
                 yield name, value
 
@@ -91,11 +96,22 @@ class Layer:
                 yield name, parameter
 
     def _walk(self, prefix: str) -> Iterator[tuple[str, Parameter]]:
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter):
-                yield prefix + name, value
-            elif isinstance(value, Layer):
+        for name, value in self._members():
+            if isinstance(value, Layer):
                 yield from value._walk(f"{prefix}{name}.")
+            else:
+                yield prefix + name, value
+
+    def _members(self) -> Iterator[tuple[str, "Layer | Parameter"]]:
+        waiting = [(name, value) for name, value in vars(self).items() if name[0] != "_"]
+        while waiting:
+            name, value = waiting.pop(0)
+            if isinstance(value, Layer | Parameter):
+                yield name, value
+            elif isinstance(value, list | tuple):
+                waiting[:0] = [(f"{name}.{index}", item) for index, item in enumerate(value)]
+            elif isinstance(value, dict):
+                waiting[:0] = [(f"{name}.{key}", item) for key, item in value.items()]
 
     def parameters(self) -> list[Parameter]:
         """Return every parameter once, in the order of construction."""

@@ -64,7 +64,7 @@ def _check_layer(
             )
     reference = first.weight_ih
     choices = DTYPES[array_module(reference).__name__]
-    if reference.dtype.name not in choices:
+    if reference.dtype.name not in choices or not reference.dtype.isnative:
         raise ValueError(
             f"{argument}.weight_ih has dtype {reference.dtype}, but must have one of {choices}"
         )
@@ -79,6 +79,9 @@ def _check_layer(
             f"{argument}.weight_ih has shape {list(layer.weight_ih.shape)}, but its second size is "
             "4H and must be a positive multiple of 4"
         )
+    if layer is not first and (layer.weight_ho is None) != (first.weight_ho is None):
+        missing = argument if layer.weight_ho is None else "weights[0]"
+        raise ValueError(f"{missing}.weight_ho is None, but another layer has one")
     P: int | str = "P" if layer.weight_ho is not None else H
     if layer is not first:
         P = first.weight_hh.shape[2]

@@ -241,7 +241,8 @@ class Parameter:
         Parameters
         ----------
         value : array or Parameter
-            Same shape and dtype; on the same device as the weight, or on the host.
+            Same shape and dtype; on the same device as the weight, or on the host. Anything with
+            ``__array__`` will do, such as a tensor of PyTorch or Paddle on the CPU.
 
         Raises
         ------
@@ -252,6 +253,8 @@ class Parameter:
         """
         if isinstance(value, Parameter):
             value = value.data
+        elif not is_array(value) and hasattr(value, "__array__"):
+            value = numpy.asarray(value)
         if not is_array(value):
             raise TypeError(
                 f"{self.name} must be set from an array, received {type(value).__name__}"

@@ -18,6 +18,9 @@ ENGINES = {
 WORKSPACE_LIMIT = 256 * 2**20
 """Bytes a sweep may use beside inputs, outputs, tape and gradients, however long it is."""
 
+PRODUCT_BYTES = 32 * 2**20
+"""The most scratch for a weight gradient before it is added; a wider one is added in parts."""
+
 CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 """Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
 
@@ -101,12 +104,13 @@ def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace that does not depend on the number of steps, in bytes.
 
     The gate pre-activations of one step and a few vectors of the size of c; the sum of the
-    biases; for training the product of a weight gradient before it is added.
+    biases; for training the product of a weight gradient before it is added. Where one step of
+    a very wide layer or batch alone passes `WORKSPACE_LIMIT`, so does the sweep.
     """
     _, B, I, H, P, D = shape  # noqa: E741
     step = B * (4 * H + 4 * H + 2 * P)
-    weights = max(4 * H * max(I, P), H * P) if training else 0
-    return D * (step + weights + 8 * H) * itemsize
+    product = min(D * 4 * H * max(I, P) * itemsize, PRODUCT_BYTES) if training else 0
+    return D * (step + 8 * H) * itemsize + product
 
 
 def explain_plan(

@@ -13,6 +13,7 @@ from cupy_lstm.backend import Array, array_module, sum_dtype
 from cupy_lstm.gates import gates_for
 from cupy_lstm.gemm import matmul, matmul_add
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
+from cupy_lstm.plan import PRODUCT_BYTES
 from cupy_lstm.steps import Directions, copy_where, gather, padding_mask, scatter, scatter_add
 
 
@@ -137,7 +138,8 @@ class _Recurrence:
 
     def run(self, z: Array, h: Array, c: Array, padding: Array | None) -> None:
         """Run over z [D,n,B,4H]; h [D,n+1,B,P] and c [D,n+1,B,H] hold the state at 0."""
-        with numpy.errstate(over="ignore"):  # the sigmoid of a very negative number is zero
+        # Gates that are shut or wide open overflow and underflow to the right values.
+        with numpy.errstate(over="ignore", under="ignore"):
             for s in range(z.shape[1]):
                 h_prev, h_next = h[:, s], h[:, s + 1]
                 held = None if padding is None else padding[:, s]
@@ -186,21 +188,8 @@ def backward(
         Gradient of h and c before the first step.
     """
     run = _Backward(tape, dstates, dcells is not None, wanted, gradients)
-    for start in reversed(range(0, len(tape.steps), run.n or 1)):
-        part = tape.steps[start : start + run.n]
-        padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
-        h_prev = run.prepare(start, len(part), padding)
-        dh_steps, dcell_steps = run.dh_steps[:, : len(part)], None
-        if dy is None:
-            dh_steps[...] = 0
-        else:
-            gather(dy, part, tape.reverse, padding, out=dh_steps)
-        if dcells is not None and run.dcells is not None:
-            dcell_steps = run.dcells[:, : len(part)]
-            gather(dcells, part, tape.reverse, padding, out=dcell_steps)
-        run.recur(dh_steps, dcell_steps, padding)
-        run.add_input_gradients(part, padding, dx)
-        run.add_recurrent_gradients(h_prev, run.rounded_dh[:, : len(part)])
+    with numpy.errstate(under="ignore"):
+        run.all_chunks(dy, dcells, dx)
     return run.dh, run.dc
 
 
@@ -257,8 +246,28 @@ class _Backward:
             self.dm = xp.empty((D, B, H), sums)
             if dtype != sums:
                 self.rounded_dh = xp.empty((D, n, B, P), dtype)
-        # Scratch for the largest weight gradient, before it is added.
-        self.product = xp.empty(D * max(4 * H * I, 4 * H * P), sums)
+        # Scratch for a weight gradient, or a part of it, before it is added.
+        largest = D * max(4 * H * I, 4 * H * P)
+        self.product = xp.empty(min(largest, PRODUCT_BYTES // sums.itemsize), sums)
+
+    def all_chunks(self, dy: Array | None, dcells: Array | None, dx: Array | None) -> None:
+        """Go back through all steps of the tape."""
+        tape = self.tape
+        for start in reversed(range(0, len(tape.steps), self.n or 1)):
+            part = tape.steps[start : start + self.n]
+            padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
+            h_prev = self.prepare(start, len(part), padding)
+            dh_steps, dcell_steps = self.dh_steps[:, : len(part)], None
+            if dy is None:
+                dh_steps[...] = 0
+            else:
+                gather(dy, part, tape.reverse, padding, out=dh_steps)
+            if dcells is not None and self.dcells is not None:
+                dcell_steps = self.dcells[:, : len(part)]
+                gather(dcells, part, tape.reverse, padding, out=dcell_steps)
+            self.recur(dh_steps, dcell_steps, padding)
+            self.add_input_gradients(part, padding, dx)
+            self.add_recurrent_gradients(h_prev, self.rounded_dh[:, : len(part)])
 
     def prepare(self, start: int, k: int, padding: Array | None) -> Array:
         """Go to the chunk of k steps from `start`; return h before each step [D,k,B,P].
@@ -335,9 +344,13 @@ class _Backward:
 
     def _add_product(self, left: Array, right: Array, some: slice, gradient: Array) -> None:
         """Add left^T right, summed over steps and rows, to some directions of a gradient."""
-        out = gradient[some]
-        product = self.product[: out.size].reshape(out.shape)
-        matmul_add(_rows(left)[some].swapaxes(1, 2), _rows(right)[some], out, product)
+        left, right, out = _rows(left)[some].swapaxes(1, 2), _rows(right)[some], gradient[some]
+        D, M, N = out.shape
+        block = max(1, self.product.size // (D * N))
+        for row in range(0, M, block):
+            part = out[:, row : row + block]
+            product = self.product[: part.size].reshape(part.shape)
+            matmul_add(left[:, row : row + block], right, part, product)
 
 
 def _rows(array: Array) -> Array:
@@ -348,5 +361,10 @@ def _rows(array: Array) -> Array:
 
 def _bias_sum(weights: LayerWeights) -> Array | None:
     """Return the sum of both biases as [D,1,1,4H], None where there is none."""
-    biases = [bias for bias in (weights.bias_ih, weights.bias_hh) if bias is not None]
+    sums = sum_dtype(weights.weight_hh.dtype)
+    biases = [
+        bias.astype(sums, copy=False)
+        for bias in (weights.bias_ih, weights.bias_hh)
+        if bias is not None
+    ]
     return sum(biases)[:, None, None, :] if biases else None
