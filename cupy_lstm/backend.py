@@ -79,6 +79,27 @@ def import_module(name: str) -> ModuleType:
     return module
 
 
+def require_device(name: str) -> None:
+    """Raise unless arrays of the module called `name` can be made here.
+
+    Raises
+    ------
+    ImportError
+        If CuPy is named and cannot be imported.
+    RuntimeError
+        If there is no GPU, or no driver for it.
+    """
+    module = import_module(name)
+    if module is numpy:
+        return
+    try:
+        devices = module.cuda.runtime.getDeviceCount()
+    except Exception as error:  # a missing driver is CuPy's own kind of error, version by version
+        raise RuntimeError(f"xp='cupy' needs a GPU and its driver: {error}") from error
+    if devices == 0:
+        raise RuntimeError("xp='cupy' needs a GPU, but the driver finds none")
+
+
 def is_array(value: object) -> bool:
     """Say whether `value` is an array of NumPy or of CuPy.
 

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy
 
-from cupy_lstm.backend import Array, checked_dtype, import_module, module_name
+from cupy_lstm.backend import Array, checked_dtype, import_module, module_name, require_device
 from cupy_lstm.parameter import Parameter, unique_buffers
 
 
@@ -25,6 +25,25 @@ class Layer:
     xp : module or str
         ``numpy`` or ``cupy``, where the parameters live.
 
+    Examples
+    --------
+    A model for `fit` is a layer that returns one array and takes its gradient back:
+
+    >>> from cupy_lstm import LSTM, Layer, Linear
+    >>> class LastStep(Layer):
+    ...     def __init__(self, features, hidden_size, outputs):
+    ...         super().__init__()
+    ...         self.lstm = LSTM(features, hidden_size)
+    ...         self.head = Linear(hidden_size, outputs)
+    ...
+    ...     def __call__(self, x):
+    ...         _, (h, _) = self.lstm(x)
+    ...         return self.head(h[-1])
+    ...
+    ...     def backward(self, gradient):
+    ...         dh = self.head.backward(gradient)
+    ...         return self.lstm.backward(dfinal_states=(dh[None], None))
+
     Attributes
     ----------
     training : bool
@@ -39,7 +58,7 @@ class Layer:
         self.training = True
         self._module = module_name(xp)
         self._dtype = checked_dtype(dtype, self._module)
-        import_module(self._module)
+        require_device(self._module)
 
     def __setattr__(self, name: str, value: object) -> None:
         if isinstance(vars(self).get(name), Parameter):
@@ -50,6 +69,11 @@ class Layer:
         if name in vars(self).get("_absent", ()):
             raise TypeError(f"this layer was made without {name}, it cannot be set")
         super().__setattr__(name, value)
+
+    def __delattr__(self, name: str) -> None:
+        if isinstance(vars(self).get(name), Parameter):
+            raise TypeError(f"{name} is a parameter and cannot be deleted")
+        super().__delattr__(name)
 
     @property
     def dtype(self) -> "numpy.dtype[Any]":
@@ -204,13 +228,14 @@ class Layer:
 
         Raises
         ------
-        ImportError
-            If CuPy is asked for and cannot be imported.
+        ImportError, RuntimeError
+            If CuPy is asked for and cannot be imported, or finds no GPU.
         TypeError, ValueError
             If `xp` or `dtype` is none of those.
         """
         name = self._module if xp is None else module_name(xp)
         wanted = checked_dtype(self._dtype if dtype is None else dtype, name)
+        require_device(name)
         module = import_module(name)
         buffers = unique_buffers(self.parameters())
         # All copies are made before the first one is used: a failure leaves everything in place.

@@ -235,6 +235,15 @@ class Parameter:
         """Return a host copy of the weight; synchronises on CuPy."""
         return to_host(self.data).copy()
 
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> HostArray:
+        """Let NumPy read a weight that is on the host; on a GPU it would move unseen."""
+        if not isinstance(self.data, numpy.ndarray):
+            raise TypeError(
+                f"{self.name} is on {location(self.data)}: copy it to the host with .numpy()"
+            )
+        # A copy unless a view is asked for: a write into a view would go unnoticed.
+        return numpy.array(self.data, dtype, copy=copy is not False)
+
     def check_value(self, value: object) -> Array:
         """Return `value` as an array that `set_value` can copy in, or raise.
 

@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, sum_dtype
+from cupy_lstm.backend import Array, array_module, is_array, sum_dtype
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.modes import no_grad
 from cupy_lstm.optimizer_base import Optimizer
@@ -253,8 +253,9 @@ class _Best:
 def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike) -> _MeanLoss:
     mean = _MeanLoss()
     model.train()
-    for inputs, target in batches:
-        value, gradient = _scaled(loss, _predict(model, inputs), target, optimizer.loss_scale)
+    for batch in batches:
+        prediction, target = _predict(model, batch)
+        value, gradient = _scaled(loss, prediction, target, optimizer.loss_scale)
         optimizer.clear_grad()
         model.backward(gradient)
         optimizer.step()
@@ -277,14 +278,33 @@ def _validate(model: Model, loss: Loss, batches: BatchesLike) -> _MeanLoss:
     mean = _MeanLoss()
     model.eval()
     with no_grad():
-        for inputs, target in batches:
-            value, _ = _scaled(loss, _predict(model, inputs), target, 1)
+        for batch in batches:
+            prediction, target = _predict(model, batch)
+            value, _ = _scaled(loss, prediction, target, 1)
             mean.add(value, target)
     return mean
 
 
-def _predict(model: Model, inputs: Inputs) -> Array:
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+def _predict(model: Model, batch: object) -> tuple[Array, Array]:
+    """Return the prediction for a batch, and its target.
+
+    Raises
+    ------
+    TypeError
+        If the batch is no pair, or the model returns no array.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(
+            f"a batch must be a pair (inputs, targets), received {type(batch).__name__}"
+        )
+    inputs, target = batch
+    prediction = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    if not is_array(prediction):
+        raise TypeError(
+            f"the model must return one array, received {type(prediction).__name__}: "
+            "wrap it in a Layer that picks the output to train on"
+        )
+    return prediction, target
 
 
 def _means_stop(verdict: object) -> bool:
@@ -321,6 +341,8 @@ def _checked_parts(
         raise TypeError(f"loss must be callable, received {loss!r}")
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"optimizer must be an Optimizer, received {optimizer!r}")
+    if not {id(p) for p in model.parameters()} & {id(p) for p in optimizer.parameters}:
+        raise ValueError("optimizer holds no parameter of the model: give it model.parameters()")
     if not isinstance(callbacks, Iterable):
         raise TypeError(f"callbacks must be an iterable of callables, received {callbacks!r}")
     found = list(callbacks)

@@ -351,7 +351,9 @@ MODEL = Linear(1, 1, dtype="float64", seed=0)
         ({"callbacks": print}, TypeError, "callbacks must be an iterable"),
         ({"loss": "mse"}, TypeError, "loss must be callable, received 'mse'"),
         ({"optimizer": None}, TypeError, "optimizer must be an Optimizer, received None"),
-        ({"model": LSTM(1, 1, dtype="float64")}, ValueError, "inputs"),
+        ({"model": LSTM(1, 1, dtype="float64")}, ValueError, "optimizer holds no parameter of"),
+        ({"batches": [ONE]}, TypeError, r"a batch must be a pair \(inputs, targets\), received"),
+        ({"batches": [(ONE, ONE, ONE)]}, TypeError, "a batch must be a pair .* received tuple"),
         ({"model": lambda x: x}, TypeError, "model must be a layer .* received function"),
     ],
 )
@@ -368,3 +370,10 @@ def test_bad_arguments(options, error, message):
         fit(**options)
     assert MODEL.training
     assert np.array_equal(MODEL.weight.data, before)
+
+
+def test_a_model_must_return_one_array():
+    lstm = LSTM(1, 1, seed=0)
+    steps = np.ones((1, 2, 1), "float32")
+    with pytest.raises(TypeError, match="the model must return one array, received tuple"):
+        fit(lstm, mse_loss, SGD(0.1, lstm.parameters()), [(steps, steps)], progress=False)

@@ -104,6 +104,24 @@ TABLES = {
     ),
     "unsorted": (swapped, ["column 'date' is not sorted", "row 6 (2001-05-01)"]),
     "repeated time": (repeated_date, ["holds 2001-05-01 twice, in rows 5 and 6"]),
+    "truth values as target": (
+        lambda frame: frame.assign(load=frame.index % 2 == 0),
+        ["column 'load' holds true and false, not numbers"],
+    ),
+    "times beyond int64": (
+        lambda frame: frame.assign(date=[10**30 + row * 10**20 for row in range(120)]),
+        ["column 'date' cannot be read as dates: row 1 is"],
+    ),
+    "nanoseconds": (
+        lambda frame: frame.assign(
+            date=[f"2000-01-01T00:00:00.{row:09d}" for row in range(1, 121)]
+        ),
+        ["column 'date' counts nanoseconds"],
+    ),
+    "end of the calendar": (
+        lambda frame: frame.assign(date=[f"{year}-01-01" for year in range(9880, 10000)]),
+        ["column 'date' goes to 9999-01-01; times must lie before 9000-01-01"],
+    ),
     "missing row": (
         lambda frame: frame.drop(index=30),
         ["column 'date' are not regularly spaced", "row 31 (2003-08-01) follows row 30"],
@@ -129,6 +147,21 @@ def test_unfit_tables(bench, name):
     expect_refusal(bench, outcome, *words)
 
 
+def test_large_whole_numbers_are_times_of_their_own(bench):
+    """Stamps in nanoseconds are further from zero than float64 tells apart."""
+    frame = table().assign(date=[10**18 + row for row in range(120)])
+    bench.train(data=frame)
+
+
+def test_a_loss_that_is_no_number_is_a_sentence(bench, monkeypatch):
+    def diverge(*arguments, **options):
+        raise FloatingPointError("the training loss of epoch 3 is nan")
+
+    monkeypatch.setattr("cupy_lstm.forecast.experiment.fit", diverge)
+    outcome = bench.run(*SMALL, "--quiet", data=table())
+    expect_refusal(bench, outcome, "the training loss of epoch 3 is nan")
+
+
 def test_as_many_rows_as_the_message_asks_for_are_enough(bench):
     bench.train(data=table(rows=20))
 
@@ -143,6 +176,11 @@ FILES = {
         "page.csv",
         b"<html>\n<p>moved</p>\n</html>\n",
         ["has no column 'date'", "'<html>'"],
+    ),
+    "a name twice": (
+        "twice.csv",
+        b"date,load,load\n1,2,3\n2,3,4\n",
+        ["twice.csv has 2 columns called 'load'"],
     ),
     "extension": ("data.xlsx", b"PK", ["must be a file that ends in .csv or .parquet"]),
     "no extension": ("data", b"date,load\n", ["must be a file that ends in .csv or .parquet"]),

@@ -60,7 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
             _train_and_forecast(arguments, say)
         else:
             _predict(arguments, say)
-    except DataError as error:
+    except (DataError, FloatingPointError) as error:
         print(f"cupy_lstm forecast: {error}", file=sys.stderr)
         return FAILURE
     except MemoryError as error:

@@ -24,6 +24,9 @@ BUILT_IN = {
 }
 """The series that statsmodels carries: time column, target column, description."""
 
+LAST_DATE = numpy.datetime64("9000-01-01", "us")
+"""Dates end here: neither NumPy's calendar nor a picture goes much further than the year 9999."""
+
 READERS = {".csv": "CSV", ".parquet": "Parquet"}
 
 
@@ -135,6 +138,7 @@ def _read_table(path: Path) -> "pandas.DataFrame":
             # Rows longer than the header only warn, and then lose their last fields.
             warnings.simplefilter("error", pandas.errors.ParserWarning)
             if kind == "CSV":
+                _check_header(pandas.read_csv(path, header=None, nrows=1, dtype=str), path)
                 return pandas.read_csv(path, index_col=False, low_memory=False)
             return pandas.read_parquet(path).reset_index()
     except OSError as error:
@@ -144,6 +148,14 @@ def _read_table(path: Path) -> "pandas.DataFrame":
     except (ValueError, pandas.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[-1]
         raise DataError(f"{path} cannot be read as {kind}: {reason}") from None
+
+
+def _check_header(header: "pandas.DataFrame", path: Path) -> None:
+    """Raise if two columns of a CSV have one name: pandas would give one of them another."""
+    names = header.iloc[0].dropna().tolist()
+    for name in names:
+        if names.count(name) > 1:
+            raise DataError(f"{path} has {names.count(name)} columns called {name!r}")
 
 
 def _check_names(table: "pandas.DataFrame", source: str, time: str, columns: Sequence[str]) -> None:
@@ -169,7 +181,10 @@ def _times(column: "pandas.Series[Any]") -> HostArray:
         raise DataError(f"column {name!r} has no time in row {int(missing.argmax()) + 1}")
     if pandas.api.types.is_bool_dtype(column.dtype):
         raise DataError(f"column {name!r} holds true and false, not dates or numbers")
-    if pandas.api.types.is_numeric_dtype(column.dtype):
+    if pandas.api.types.is_integer_dtype(column.dtype):
+        # As they are: beyond 2^53 a float64 would make neighbours equal.
+        times = column.to_numpy(dtype="int64")
+    elif pandas.api.types.is_numeric_dtype(column.dtype):
         times = column.to_numpy(dtype="float64")
         if not numpy.isfinite(times).all():
             raise DataError(f"column {name!r} holds an infinite time")
@@ -179,6 +194,13 @@ def _times(column: "pandas.Series[Any]") -> HostArray:
         dates = _dates(column)
         # The clock on the wall is what repeats, so a fixed zone is dropped, not converted.
         times = dates.dt.tz_localize(None).to_numpy().astype("datetime64[us]")
+        if (dates.dt.nanosecond != 0).any():
+            raise DataError(f"column {name!r} counts nanoseconds; times may go to microseconds")
+        if times.max() >= LAST_DATE:
+            raise DataError(
+                f"column {name!r} goes to {show_time(times.max())}; times must lie before "
+                f"{show_time(LAST_DATE)}, so that there is a future to forecast"
+            )
     steps = numpy.diff(times)
     zero = steps.dtype.type(0)
     if (steps == zero).any():
@@ -204,9 +226,11 @@ def _dates(column: "pandas.Series[Any]") -> "pandas.Series[pandas.Timestamp]":
                 # A format that pandas cannot infer only warns, and every cell is then guessed.
                 warnings.simplefilter("error")
                 return pandas.to_datetime(column, format=format)
-        except (ValueError, TypeError, UserWarning):
+        except (ValueError, TypeError, Warning):
             continue
-    parsed = pandas.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        parsed = pandas.to_datetime(column, format="ISO8601", errors="coerce", utc=True)
     row = int(parsed.isna().to_numpy().argmax())
     what = (
         f"row {row + 1} is {column.iloc[row]!r}"
@@ -233,6 +257,8 @@ def _values(column: "pandas.Series[Any]", times: HostArray) -> HostArray:
         )
     if pandas.api.types.is_datetime64_any_dtype(column.dtype):
         raise DataError(f"column {name!r} holds dates, not numbers")
+    if pandas.api.types.is_bool_dtype(column.dtype):
+        raise DataError(f"column {name!r} holds true and false, not numbers")
     numbers = pandas.to_numeric(column, errors="coerce").to_numpy(
         dtype="float64", na_value=numpy.nan
     )

@@ -1,0 +1,61 @@
+"""The README is true: its examples run."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
+EXAMPLES = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+
+def run(example):
+    names = {}
+    exec(example, names)
+    return names
+
+
+def test_the_first_example():
+    names = run(EXAMPLES[0])
+    assert names["y"].shape == (4, 23, 32)
+    assert names["dx"].shape == names["x"].shape
+    assert names["lstm"].weight_ih_l0.grad.any()
+
+
+def test_the_training_example_learns():
+    names = run(EXAMPLES[1])
+    assert names["history"].loss[-1] < 1e-3 < names["history"].loss[0]
+
+
+def test_there_is_no_example_that_nobody_runs():
+    assert len(EXAMPLES) == 2  # each has a test above
+
+
+@pytest.mark.parametrize("name", re.findall(r"`cupy_lstm\.(\w+)`", README))
+def test_names_exist(name):
+    import importlib
+
+    assert importlib.import_module(f"cupy_lstm.{name}")
+
+
+def test_figures_of_the_forecast_are_those_of_a_run(tmp_path, capsys):
+    pytest.importorskip("statsmodels", reason="statsmodels is not installed: no built-in series")
+    from cupy_lstm.__main__ import main
+
+    assert main(["forecast", "--out", str(tmp_path), "--xp", "numpy"]) == 0
+    printed = {
+        line.rsplit(None, 3)[0].strip(): line.rsplit(None, 3)[1:]
+        for line in capsys.readouterr().out.splitlines()
+        if line.endswith("%")
+    }
+    claimed = re.search(r"```text\n +MAE +RMSE +skill\n(.*?)```", README, re.DOTALL)[1]
+    rows = {line[:22].strip(): line[22:].split() for line in claimed.splitlines()}
+    assert rows.keys() == printed.keys()
+    for name, (mae, rmse, _) in rows.items():
+        if name != "LSTM":
+            assert [mae, rmse] == printed[name][:2]
+    # Training amplifies the last bits, in which machines differ: what holds is who is better.
+    assert float(printed["LSTM"][0]) < min(
+        float(printed[name][0]) for name in rows if name != "LSTM"
+    )
