@@ -1,4 +1,7 @@
 // N neighbouring values that one instruction loads or stores.
+//
+// Memory is moved as words of the vector's size: the compiler splits the assignment of a struct
+// into its members, and does not always put the stores together again.
 #pragma once
 
 template <typename T, int N>
@@ -8,6 +11,12 @@ struct alignas(sizeof(T) * N) Vector {
     __device__ __forceinline__ const T& operator[](int n) const { return values[n]; }
 };
 
+template <int bytes> struct Word;
+template <> struct Word<2> { using type = unsigned short; };
+template <> struct Word<4> { using type = unsigned int; };
+template <> struct Word<8> { using type = uint2; };
+template <> struct Word<16> { using type = uint4; };
+
 // The address must be a multiple of the vector's size.
 template <int N, typename T>
 __device__ __forceinline__ Vector<T, N> load(const T* from) {
@@ -16,5 +25,7 @@ __device__ __forceinline__ Vector<T, N> load(const T* from) {
 
 template <typename T, int N>
 __device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
-    *reinterpret_cast<Vector<T, N>*>(to) = vector;
+    typename Word<sizeof(T) * N>::type word;
+    memcpy(&word, &vector, sizeof word);
+    __stwb(reinterpret_cast<decltype(word)*>(to), word);  // .wb is what a plain store does
 }

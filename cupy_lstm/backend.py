@@ -6,6 +6,7 @@ array of CuPy cannot exist before its module does.
 """
 
 import sys
+from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -106,7 +107,10 @@ def is_array(value: object) -> bool:
     Those whose arithmetic is another, masked arrays and matrices, are none.
     """
     if isinstance(value, numpy.ndarray):
-        return not isinstance(value, numpy.ma.MaskedArray | numpy.matrix)
+        masked = sys.modules.get("numpy.ma")  # NumPy loads it when it is first asked for
+        return not isinstance(value, numpy.matrix) and (
+            masked is None or not isinstance(value, masked.MaskedArray)
+        )
     cupy = sys.modules.get("cupy")
     return cupy is not None and isinstance(value, cupy.ndarray)
 
@@ -209,6 +213,11 @@ def require_current_device(array: Array, owner: str) -> None:
             f"{owner} are on {location(array)}, but the current device is {current}: "
             f"call inside `with cupy.cuda.Device({array.device.id}):`"
         )
+
+
+def on_device_of(array: Array) -> AbstractContextManager[object]:
+    """Return a context in which the device of `array` is CuPy's current one."""
+    return nullcontext() if isinstance(array, numpy.ndarray) else array.device
 
 
 def sum_dtype(dtype: "numpy.dtype[Any]") -> "numpy.dtype[Any]":

@@ -6,7 +6,14 @@ from typing import Any, Self
 
 import numpy
 
-from cupy_lstm.backend import Array, checked_dtype, import_module, module_name, require_device
+from cupy_lstm.backend import (
+    Array,
+    checked_dtype,
+    import_module,
+    module_name,
+    on_device_of,
+    require_device,
+)
 from cupy_lstm.parameter import Parameter, unique_buffers
 
 
@@ -194,10 +201,12 @@ class Layer:
         values = {}
         for name, key in keys.items():
             try:
-                # A copy: the values may be views of the very weights that are written.
-                values[name] = parameters[name].check_value(state_dict[key]).copy()
+                value = parameters[name].check_value(state_dict[key])
             except (TypeError, ValueError) as error:
                 raise type(error)(f"state_dict[{key!r}]: {error}; nothing was loaded") from None
+            with on_device_of(value):
+                # A copy: the values may be views of the very weights that are written.
+                values[name] = value.copy()
         for name, value in values.items():
             parameters[name].set_value(value)
         missing = [name for name in parameters if name not in keys]

@@ -5,7 +5,13 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, require_same_place, sum_dtype
+from cupy_lstm.backend import (
+    Array,
+    array_module,
+    require_current_device,
+    require_same_place,
+    sum_dtype,
+)
 from cupy_lstm.checks import checked_array, checked_integer, checked_name, seeded_generator
 from cupy_lstm.gemm import matmul
 from cupy_lstm.initializer import Constant, Fans, Initializer, XavierUniform
@@ -115,6 +121,7 @@ class Linear(RecordedLayer):
             If its dtype or its last axis does not fit.
         """
         weight = self.weight.data
+        require_current_device(weight, "the weights")
         require_same_place("x", x, weight, "the weights")
         checked_array("x", x, weight, "the weights", (*x.shape[:-1], self.in_features))
         rows = x.reshape(-1, self.in_features)
@@ -147,6 +154,7 @@ class Linear(RecordedLayer):
         """
         x = self._recorder.current(self.weight.buffer.version)
         weight = self.weight.data
+        require_current_device(weight, "the weights")
         checked_array("dy", dy, weight, "the weights", (*x.shape[:-1], self.out_features))
         xp, sums = array_module(x), sum_dtype(x.dtype)
         inputs = x.reshape(-1, self.in_features)

@@ -13,7 +13,16 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, HostArray, array_module, is_array, location, sum_dtype, to_host
+from cupy_lstm.backend import (
+    Array,
+    HostArray,
+    array_module,
+    is_array,
+    location,
+    on_device_of,
+    sum_dtype,
+    to_host,
+)
 from cupy_lstm.checks import checked_number
 from cupy_lstm.initializer import Fans, Initializer
 from cupy_lstm.regularizer import Regularizer
@@ -300,7 +309,8 @@ class Parameter:
         """
         array = self.check_value(value)
         xp = array_module(self.data)
-        self.data[...] = xp.asarray(array)
+        with on_device_of(self.data):
+            self.data[...] = xp.asarray(array)
         self.mark_changed()
 
     def mark_changed(self) -> None:

@@ -109,7 +109,8 @@ def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """
     _, B, I, H, P, D = shape  # noqa: E741
     step = B * (4 * H + 4 * H + 2 * P)
-    product = min(D * 4 * H * max(I, P) * itemsize, PRODUCT_BYTES) if training else 0
+    row = D * max(I, P) * itemsize
+    product = min(4 * H * row, max(row, PRODUCT_BYTES)) if training else 0
     return D * (step + 8 * H) * itemsize + product
 
 

@@ -234,7 +234,7 @@ class _Backward:
         self.n = n = min(tape.chunk, len(tape.steps))
         self.gates = gates_for(shape, n, tape.x)
         dh, dc = dstates
-        self.dh = xp.zeros((D, B, P), sums) if dh is None else dh.astype(sums)
+        self.dh = xp.zeros((D, B, P), sums) if dh is None else dh.astype(sums, order="C")
         self.dc = xp.zeros((D, B, H), sums) if dc is None else dc.copy()
         self.x = xp.empty((D, n, B, I), dtype)
         self.h = xp.empty((D, n + 1, B, P), dtype)
@@ -247,8 +247,9 @@ class _Backward:
             if dtype != sums:
                 self.rounded_dh = xp.empty((D, n, B, P), dtype)
         # Scratch for a weight gradient, or a part of it, before it is added.
-        largest = D * max(4 * H * I, 4 * H * P)
-        self.product = xp.empty(min(largest, PRODUCT_BYTES // sums.itemsize), sums)
+        row = D * max(I, P)
+        size = min(4 * H * row, max(row, PRODUCT_BYTES // sums.itemsize))
+        self.product = xp.empty(size, sums)
 
     def all_chunks(self, dy: Array | None, dcells: Array | None, dx: Array | None) -> None:
         """Go back through all steps of the tape."""

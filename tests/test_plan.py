@@ -1,0 +1,203 @@
+"""The plan: pure arithmetic, so thousands of shapes are planned and none is run."""
+
+import random
+
+import numpy as np
+import pytest
+
+from cupy_lstm import LSTM, engine, engines, explain_plan, no_grad, plan
+from cupy_lstm.notation import Shape
+from cupy_lstm.plan import CHUNK_BYTES, ENGINES, WORKSPACE_LIMIT, plan_sweep, step_bytes
+
+MIB = 2**20
+
+
+def any_shapes(count):
+    """Draw shapes whose sizes spread evenly over orders of magnitude; T and B may be zero."""
+    rng = random.Random(0)
+
+    def size(largest, smallest=1):
+        return round(smallest * (largest / smallest) ** rng.random())
+
+    for _ in range(count):
+        H = size(8192)
+        projected = H > 1 and rng.random() < 0.3
+        yield (
+            Shape(
+                T=0 if rng.random() < 0.05 else size(10**7),
+                B=0 if rng.random() < 0.05 else size(4096),
+                I=size(16384),
+                H=H,
+                P=rng.randrange(1, H) if projected else H,
+                D=rng.choice([1, 2]),
+            ),
+            rng.choice([2, 4, 8]),
+            rng.choice(list(CHUNK_BYTES)),
+            rng.random() < 0.5,
+        )
+
+
+@pytest.mark.parametrize("limit", [WORKSPACE_LIMIT, WORKSPACE_LIMIT // 32])
+def test_thousands_of_shapes(limit, monkeypatch):
+    monkeypatch.setattr(plan, "WORKSPACE_LIMIT", limit)
+    limited = aimed = whole = 0
+    for shape, itemsize, module, training in any_shapes(10000):
+        found = plan_sweep(shape, itemsize, module, training)
+        steps = found.steps_per_chunk
+        assert found.engine in ENGINES
+        assert 1 <= steps <= max(shape.T, 1)  # so chunks of it cover every T
+        # The workspace is that of the steps, and something fixed beside them.
+        step = step_bytes(shape, itemsize, training)
+        fixed = found.workspace_bytes - steps * step
+        assert fixed >= 0
+        if fixed + step <= limit:
+            assert found.workspace_bytes <= limit
+        if step <= CHUNK_BYTES[module]:
+            assert steps * step <= CHUNK_BYTES[module]
+        if steps == shape.T:
+            whole += 1
+        elif shape.T > 0:
+            # One step more would go beyond what a chunk aims at, or beyond the limit.
+            aim = (steps + 1) * step > CHUNK_BYTES[module]
+            assert aim or found.workspace_bytes + step > limit
+            aimed += aim
+            limited += not aim
+    assert min(aimed, whole) > 100
+    assert limited > 100 or limit > CHUNK_BYTES["cupy"], "each bound should be met"
+
+
+def test_what_training_needs_is_taken_from_the_chunk(monkeypatch):
+    """The scratch for a weight gradient leaves a chunk what the limit has left."""
+    monkeypatch.setattr(plan, "WORKSPACE_LIMIT", 64 * MIB)
+    shape = Shape(T=1000, B=64, I=3000, H=3000, P=3000, D=1)
+    inference, training = (plan_sweep(shape, 4, "cupy", keep) for keep in (False, True))
+    assert inference.steps_per_chunk > training.steps_per_chunk > 1
+    for found in (inference, training):
+        assert 0 <= 64 * MIB - found.workspace_bytes < step_bytes(shape, 4, True)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(("T", "B", "steps"), [(0, 3, 1), (5, 0, 5), (0, 0, 1)])
+def test_nothing_to_do(T, B, steps, training):
+    found = plan_sweep(Shape(T, B, 4, 6, 6, 1), 4, training=training)
+    assert found.steps_per_chunk == steps
+
+
+def test_workspace_does_not_grow_with_the_sequence():
+    found = {
+        plan_sweep(Shape(T, 8, 16, 32, 32, 2), 4).workspace_bytes for T in (10**4, 10**6, 10**9)
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_forced_engine(name):
+    shape = Shape(5, 3, 4, 6, 6, 1)
+    free, forced = plan_sweep(shape, 4), plan_sweep(shape, 4, forced=name)
+    assert forced.engine == name
+    assert forced.reason == "forced by cupy_lstm.engine(...)"
+    assert free.reason != forced.reason
+
+
+@pytest.mark.parametrize("name", ENGINES)
+def test_the_engine_that_was_planned_runs(name, monkeypatch):
+    loaded, load = [], engines.load
+    monkeypatch.setattr(engines, "load", lambda name: loaded.append(name) or load(name))
+    lstm = LSTM(3, 4, 2)
+    x = np.zeros((2, 5, 3), "float32")
+    with engine(name):
+        lstm(x)
+    assert loaded == [name] * 2
+    lstm(x)
+    assert loaded[2:] == [plan_sweep(Shape(5, 2, 3, 4, 4, 1), 4).engine] * 2
+
+
+def test_explanation_is_the_plan_of_each_layer():
+    text = explain_plan(
+        10**6, 32, 7, 64, 2, "bidirect", proj_size=16, itemsize=8, module="cupy", training=False
+    )
+    lines = text.split("\n")
+    assert len(lines) == 2
+    for layer, features in enumerate([7, 32]):
+        found = plan_sweep(Shape(10**6, 32, features, 64, 16, 2), 8, "cupy", False)
+        assert lines[layer] == (
+            f"layer {layer}: {found.engine} on cupy, {found.steps_per_chunk} of 1000000 steps a "
+            f"chunk, workspace {found.workspace_bytes / MIB:.1f} MiB: {found.reason} "
+            f"({ENGINES[found.engine]})"
+        )
+
+
+@pytest.mark.parametrize("forced", ["auto", *ENGINES])
+@pytest.mark.parametrize("recording", [True, False])
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_layer_explains_what_a_call_here_would_do(forced, recording, mode, monkeypatch):
+    """Whether a tape is kept decides, not the mode: evaluation can be gone back through."""
+    monkeypatch.setattr(plan, "WORKSPACE_LIMIT", 2 * MIB)  # where training makes a difference
+    lstm = getattr(LSTM(300, 500, 3, "bidirect", proj_size=10, dtype="float64"), mode)()
+    with engine(forced):
+        if recording:
+            text = lstm.explain_plan(1000, 8)
+        else:
+            with no_grad():
+                text = lstm.explain_plan(1000, 8)
+    expected = {
+        training: explain_plan(
+            1000,
+            8,
+            300,
+            500,
+            3,
+            "bidirectional",
+            proj_size=10,
+            itemsize=8,
+            training=training,
+            forced=forced,
+        )
+        for training in (True, False)
+    }
+    assert text == expected[recording] != expected[not recording]
+
+
+def test_one_direction_is_explained_as_one():
+    assert LSTM(3, 4).explain_plan(10**6, 2) == explain_plan(10**6, 2, 3, 4)
+    assert LSTM(3, 4).explain_plan(10**6, 2) != explain_plan(10**6, 2, 3, 4, direction="bidirect")
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"steps": -1}, ValueError, "steps must be at least 0, received -1"),
+        ({"steps": 5.5}, TypeError, "steps must be an integer, received 5.5"),
+        ({"batch": "2"}, TypeError, "batch must be an integer, received '2'"),
+        ({"batch": -2}, ValueError, "batch must be at least 0, received -2"),
+        ({"input_size": 0}, ValueError, "input_size must be at least 1, received 0"),
+        ({"hidden_size": True}, TypeError, "hidden_size must be an integer, received True"),
+        ({"num_layers": 0}, ValueError, "num_layers must be at least 1, received 0"),
+        (
+            {"proj_size": 4},
+            ValueError,
+            "proj_size must be smaller than hidden_size 4, received 4",
+        ),
+        (
+            {"direction": "backward"},
+            ValueError,
+            "direction must be one of ('forward', 'bidirect', 'bidirectional'), "
+            "received 'backward'",
+        ),
+        (
+            {"module": "torch"},
+            ValueError,
+            "module must be one of ('numpy', 'cupy'), received 'torch'",
+        ),
+        (
+            {"forced": "fastest"},
+            ValueError,
+            f"forced must be one of {('auto', *ENGINES)}, received 'fastest'",
+        ),
+    ],
+)
+def test_bad_explanations(change, error, message):
+    arguments = {"steps": 5, "batch": 2, "input_size": 3, "hidden_size": 4}
+    with pytest.raises(error) as raised:
+        explain_plan(**(arguments | change))
+    assert str(raised.value) == message
