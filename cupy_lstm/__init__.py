@@ -3,13 +3,14 @@
 from cupy_lstm import initializer, regularizer
 from cupy_lstm.cell import LSTMCell
 from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
+from cupy_lstm.dropout import Dropout
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
 from cupy_lstm.loss import huber_loss, mae_loss, mse_loss, softmax_cross_entropy
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.modes import engine, no_grad
-from cupy_lstm.notation import LayerWeights
+from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 from cupy_lstm.optimizer import SGD, Adam, AdamW
 from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.plan import explain_plan
@@ -32,16 +33,19 @@ __all__ = [
     "ClipGradByNorm",
     "ClipGradByValue",
     "CosineAnnealingDecay",
+    "Dropout",
     "EpochRecord",
     "History",
     "LSTMCell",
     "Layer",
+    "LayerGradients",
     "LayerWeights",
     "Linear",
     "LinearWarmup",
     "ParamAttr",
     "Parameter",
     "StepDecay",
+    "Wanted",
     "engine",
     "explain_plan",
     "fit",

@@ -1,6 +1,7 @@
 """The command line: ``python -m cupy_lstm forecast`` and ``python -m cupy_lstm info``."""
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -32,7 +33,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.add_arguments(forecast)
     commands.add_parser("info", help="print versions, devices and engines")
     chosen = parser.parse_args(arguments)
-    return info.main() if chosen.command == "info" else command.run(chosen)
+    try:
+        code = info.main() if chosen.command == "info" else command.run(chosen)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read the output has seen enough; Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    return code
 
 
 if __name__ == "__main__":

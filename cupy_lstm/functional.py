@@ -14,11 +14,11 @@ from cupy_lstm import network
 from cupy_lstm.backend import Array, array_module, require_current_device, sum_dtype
 from cupy_lstm.checks import checked_array, checked_pair
 from cupy_lstm.dropout import Dropout
-from cupy_lstm.layer_checks import check_targets, checked_reverse, checked_weights
 from cupy_lstm.lengths import checked_lengths, raise_reported
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.steps import Directions
+from cupy_lstm.weight_checks import check_targets, checked_reverse, checked_weights
 
 
 @dataclass

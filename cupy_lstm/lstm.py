@@ -207,6 +207,8 @@ class LSTM(RecordedLayer):
     ) -> tuple[Any, ...]:
         """Run the LSTM over a batch of sequences, remembering what `backward` needs.
 
+        One call is remembered, the last of each thread: call `backward` before the next one.
+
         Parameters
         ----------
         inputs : array [B,T,I], or [T,B,I] if `time_major`

@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from math import sqrt
 
 from cupy_lstm.backend import Array, array_module
-from cupy_lstm.checks import checked_number
+from cupy_lstm.checks import checked_boolean, checked_number
 from cupy_lstm.clip import GradientClip
 from cupy_lstm.optimizer_base import Memory, Optimizer
 from cupy_lstm.parameter import Parameter
@@ -53,7 +53,7 @@ class SGD(Optimizer):
         loss_scale: float = 1.0,
     ) -> None:
         self._momentum = checked_number("momentum", momentum, high=1)
-        self._nesterov = nesterov
+        self._nesterov = checked_boolean("nesterov", nesterov)
         if nesterov and not self._momentum:
             raise ValueError("nesterov=True needs momentum, received momentum=0")
         self.memory_names = ("velocity",) if self._momentum else ()

@@ -38,7 +38,8 @@ class ParamAttr:
         Name of the parameter. One attribute serves every layer and direction, so a name is
         accepted only where it serves a single parameter.
     initializer : Initializer, optional
-        Draws the first values; default uniform(-1/sqrt(H), 1/sqrt(H)).
+        Draws the first values; default that of the layer, such as uniform in
+        (-1/sqrt(H), 1/sqrt(H)) for an LSTM.
     learning_rate : float
         Factor on the optimiser's learning rate.
     regularizer : Regularizer, optional

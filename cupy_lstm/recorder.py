@@ -51,7 +51,7 @@ class Recorder:
         if tape is None:
             raise RuntimeError(
                 "there is no call to go back through: backward needs a call made outside "
-                "no_grad(), in this thread, that no backward and no clear_tape() has used up"
+                "no_grad(), in this thread, that no backward, clear_tape() or later call has ended"
             )
         if self._kept.versions != versions:
             raise RuntimeError(

@@ -11,7 +11,7 @@ from cupy_lstm.layer import Layer
 
 NO_CALL = (
     "there is no call to go back through: backward needs a call made outside no_grad(), in this "
-    "thread, that no backward and no clear_tape() has used up"
+    "thread, that no backward, clear_tape() or later call has ended"
 )
 CHANGED = (
     "the weights have changed since the call that backward would go back through: call the layer "

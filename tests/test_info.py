@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import os
 import re
 import subprocess
 import sys
@@ -207,3 +208,18 @@ def test_works_where_only_numpy_is_installed(tmp_path):
     assert "stepwise on numpy  available" in done.stdout
     for package in info.OPTIONAL["forecast"]:
         assert re.search(rf"{package} +not installed: pip install", done.stdout), package
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(tmp_path):
+    """As in `python -m cupy_lstm info | true`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "cupy_lstm", "info"],
+        cwd=ROOT,
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, "")

@@ -147,7 +147,10 @@ def _read_table(path: Path) -> "pandas.DataFrame":
         raise DataError(f"{path} is empty") from None
     except (ValueError, pandas.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[-1]
-        raise DataError(f"{path} cannot be read as {kind}: {reason}") from None
+        hint = (
+            " (wanted: UTF-8, commas between columns, points in numbers)" if kind == "CSV" else ""
+        )
+        raise DataError(f"{path} cannot be read as {kind}{hint}: {reason}") from None
 
 
 def _check_header(header: "pandas.DataFrame", path: Path) -> None:
