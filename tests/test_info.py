@@ -2,7 +2,6 @@
 
 import importlib.metadata
 import os
-import os
 import re
 import subprocess
 import sys

@@ -147,9 +147,9 @@ def _read_table(path: Path) -> "pandas.DataFrame":
         raise DataError(f"{path} is empty") from None
     except (ValueError, pandas.errors.ParserWarning) as error:
         reason = str(error).strip().splitlines()[-1]
-        hint = (
-            " (wanted: UTF-8, commas between columns, points in numbers)" if kind == "CSV" else ""
-        )
+        hint = ""
+        if kind == "CSV":
+            hint = " (wanted: UTF-8, commas between columns, points in numbers)"
         raise DataError(f"{path} cannot be read as {kind}{hint}: {reason}") from None
 
 
