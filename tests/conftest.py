@@ -4,6 +4,8 @@ import importlib.util
 
 from hypothesis import HealthCheck, settings
 
+pytest_plugins = ["gpu_on_cpu.driver.isolation"]
+
 settings.register_profile(
     "repeatable",
     derandomize=True,

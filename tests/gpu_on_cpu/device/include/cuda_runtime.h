@@ -1,0 +1,1 @@
+#pragma once  // everything it would bring is there without it
