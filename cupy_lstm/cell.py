@@ -3,7 +3,7 @@
 from types import ModuleType
 from typing import Any
 
-from cupy_lstm.backend import Array, sum_dtype
+from cupy_lstm.backend import Array, require_current_device, sum_dtype
 from cupy_lstm.checks import (
     checked_array,
     checked_integer,
@@ -193,6 +193,14 @@ class LSTMCell(RecordedLayer):
         return f"LSTMCell({self.input_size}, {self.hidden_size}{projection})"
 
 
+def checked_inputs(cell: LSTMCell, inputs: Array, time_major: bool) -> Array:
+    """Return the inputs of a sweep, [B,T,I], or [T,B,I] if `time_major`, checked."""
+    weight = cell._layer.arrays().weight_ih
+    require_current_device(weight, "the weights")
+    axes = ("steps", "batch") if time_major else ("batch", "steps")
+    return checked_array("inputs", inputs, weight, "the weights", (*axes, cell.input_size))
+
+
 def sweep(
     cell: LSTMCell,
     inputs: Array,
@@ -229,10 +237,7 @@ def sweep(
     weights = cell._layer.arrays()
     initial = None
     if states is not None:
-        axes = ("steps", "batch") if time_major else ("batch", "steps")
-        inputs = checked_array(
-            "inputs", inputs, weights.weight_ih, "the weights", (*axes, cell.input_size)
-        )
+        inputs = checked_inputs(cell, inputs, time_major)
         B = inputs.shape[1 if time_major else 0]
         h, c = checked_pair(argument, states)
         (P,), (H,), like = *cell.state_shape, weights.weight_ih

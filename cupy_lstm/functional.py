@@ -14,7 +14,7 @@ from cupy_lstm import network
 from cupy_lstm.backend import Array, array_module, require_current_device, sum_dtype
 from cupy_lstm.checks import checked_array, checked_pair
 from cupy_lstm.dropout import Dropout
-from cupy_lstm.lengths import checked_lengths, raise_reported
+from cupy_lstm.lengths import checked_lengths
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.steps import Directions
@@ -131,8 +131,6 @@ def lstm_forward(
                 "initial_states[1] (c)", c0, reference, "the weights", (L * D, B, H), sums
             ),
         )
-    if xp is not numpy:
-        raise_reported(x.device.id)
     lengths = checked_lengths(sequence_length, B, T, x, check_lengths)
 
     outputs = _empty(x, D * P, time_major, x.dtype)
@@ -204,7 +202,6 @@ def lstm_backward(
     x, D = tape.x, len(tape.reverse)
     (T, B, _), xp = x.shape, array_module(x)
     rows = (T, B) if tape.time_major else (B, T)
-    require_current_device(x, "the inputs")
     if wanted is None:
         wanted = [_for_each_weight(weights, lambda _: slice(None)) for weights in tape.weights]
     if gradients is None:
@@ -245,6 +242,7 @@ def checked_upstream(
     if tape.used:
         raise RuntimeError("the tape of this forward has been used: run the forward again")
     x, L, D = tape.x, len(tape.weights), len(tape.reverse)
+    require_current_device(x, "the inputs")
     H, P = tape.weights[0].weight_ih.shape[1] // 4, tape.weights[0].weight_hh.shape[2]
     T, B, _ = x.shape
     rows = (T, B) if tape.time_major else (B, T)

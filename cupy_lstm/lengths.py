@@ -1,12 +1,18 @@
 """Valid lengths of padded sequences: checked on the host, or on the GPU without waiting for it."""
 
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module, is_array, require_same_place
 from cupy_lstm.kernels import BLOCK, Kernel
+
+
+class CheckedLengths(NamedTuple):
+    """What `checked_lengths` has returned, for a call that uses it more than once."""
+
+    array: Array | None
 
 
 def checked_lengths(
@@ -16,7 +22,7 @@ def checked_lengths(
 
     Parameters
     ----------
-    value : array-like of int [B] or [B,1], or None
+    value : array-like of int [B] or [B,1], CheckedLengths, or None
         On the host, or where `reference` is.
     batch, steps : int
         B and T.
@@ -31,8 +37,13 @@ def checked_lengths(
     TypeError
         If it is no array-like of numbers, or an array on another GPU.
     ValueError
-        If it holds no integers, its size is not B, or a length is outside [0, T].
+        If it holds no integers, its size is not B, or a length is outside [0, T]; or if the GPU
+        has found a bad length in an earlier call.
     """
+    if isinstance(value, CheckedLengths):
+        return value.array
+    if not isinstance(reference, numpy.ndarray):
+        raise_reported(reference.device.id)
     if value is None:
         return None
     argument, xp = "sequence_length", array_module(reference)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cupy_lstm.backend import Array, sum_dtype
+from cupy_lstm.backend import Array, require_current_device, sum_dtype
 from cupy_lstm.checks import (
     checked_boolean,
     checked_direction,
@@ -294,6 +294,7 @@ class LSTM(RecordedLayer):
             still be gone back through then.
         """
         tape = self._recorder.current(versions(self._layers))
+        require_current_device(tape.x, "the inputs")  # before gradients are made there
         with self._recorder.exclusive():
             dinputs, dinitial_states, _ = lstm_backward(
                 tape,

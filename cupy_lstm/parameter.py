@@ -141,9 +141,10 @@ class Buffer:
     def make_gradient(self) -> Array:
         """Return the gradient array, allocated as zeros on first use."""
         if self.gradient is None:
-            self.gradient = array_module(self.data).zeros(
-                self.data.shape, sum_dtype(self.data.dtype)
-            )
+            with on_device_of(self.data):
+                self.gradient = array_module(self.data).zeros(
+                    self.data.shape, sum_dtype(self.data.dtype)
+                )
         return self.gradient
 
     def moved(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> "Buffer":

@@ -10,11 +10,13 @@ from cupy_lstm.cell import (
     Gradients,
     LSTMCell,
     States,
+    checked_inputs,
     checked_sweep_gradients,
     sweep,
     sweep_back,
 )
 from cupy_lstm.checks import checked_array, checked_boolean, checked_pair
+from cupy_lstm.lengths import CheckedLengths, checked_lengths
 from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.weights import versions
 
@@ -226,13 +228,17 @@ class BiRNN(_CellLayer):
         both: tuple[Any, Any] = (None, None)
         if initial_states is not None:
             both = checked_pair("initial_states", initial_states, "((h, c), (h, c))")
+        inputs = checked_inputs(self._cells[0], inputs, self.time_major)
+        rows = inputs.shape[:2] if self.time_major else inputs.shape[1::-1]
+        # Once for both sweeps: else the second would report what the first has found.
+        lengths = CheckedLengths(checked_lengths(sequence_length, rows[1], rows[0], inputs, False))
         outputs, states, tapes = zip(
             *(
                 sweep(
                     cell,
                     inputs,
                     both[d],
-                    sequence_length,
+                    lengths,
                     bool(d),
                     self.time_major,
                     f"initial_states[{d}]",
