@@ -270,8 +270,8 @@ def test_declarations_of_shared_memory_and_kernels():
         out[1] = __LINE__;
     }
     }
-    __device__ int helper() { __shared__ int x[5]; x[0] = 1; return x[0]; }
-    extern "C" __global__ void __cluster_dims__(1, 2) second(int* out) { *out = helper(); }
+    __device__ int counted() { __shared__ int x[5]; x[0] = 1; return x[0]; }
+    extern "C" __global__ void __cluster_dims__(1, 2) second(int* out) { *out = counted(); }
     """
     module = device.compile_module(source)
     assert set(module.kernels) == {"first", "second"}

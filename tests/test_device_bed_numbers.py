@@ -231,6 +231,7 @@ def offline(filename, arch, *macros, names=(), **settings):
 ARCHITECTURES = ("sm_70", "sm_75", "sm_80", "sm_86", "sm_89", "sm_90", "sm_100", "sm_120")
 
 
+@needs_gxx
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_the_samples_are_cuda(arch):
     since = {"recurrence.cu": 70, "tiled_matmul.cu": 70, "block_sum.cu": 70}

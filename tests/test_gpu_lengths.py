@@ -1,4 +1,4 @@
-"""Lengths that are on the GPU: used clamped, found bad without waiting, reported by the next call."""
+"""Lengths on the GPU: used clamped, found bad without waiting, reported by the next call."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,8 @@ pytestmark = pytest.mark.gpu_on_cpu
 
 STEPS = 5
 REMEDY = (
-    "; that row was run as if clamped to [0, steps] (check_lengths=True finds it at once, and waits)"
+    "; that row was run as if clamped to [0, steps] "
+    "(check_lengths=True finds it at once, and waits)"
 )
 
 

@@ -6,6 +6,7 @@ kernel, and every memory instruction of its PTX.
 
 import importlib.util
 import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -99,10 +100,12 @@ def missing() -> str | None:
     """Return why nothing can be compiled here, or None."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed"
-    from cupy_backends.cuda.libs import nvrtc
-
     try:
-        nvrtc.getVersion()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that there is no toolkit is no news
+            from cupy_backends.cuda.libs import nvrtc
+
+            nvrtc.getVersion()
     except Exception as error:  # the library is loaded at its first use
         return f"NVRTC cannot be loaded: {error}"
     return None
@@ -122,13 +125,14 @@ def compile_offline(
     CompileError
         With NVRTC's text.
     """
-    from cupy._core.core import assemble_cupy_compiler_options
-    from cupy_backends.cuda.libs import nvrtc
-
     given = tuple(word for word in options if not word.startswith("-arch"))
-    complete = assemble_cupy_compiler_options(
-        ("-std=c++17", f"-arch={arch}", "-ftz=true", "-lineinfo", "--ptxas-options=-v", *given)
-    )
+    flags = ("-std=c++17", f"-arch={arch}", "-ftz=true", "-lineinfo", "--ptxas-options=-v", *given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        from cupy._core.core import assemble_cupy_compiler_options
+        from cupy_backends.cuda.libs import nvrtc
+
+        complete = assemble_cupy_compiler_options(flags)
     # The calls of CuPy's own wrapper, which the driver half of the bed takes away from it.
     program = nvrtc.createProgram(source, filename, (), ())
     try:

@@ -8,7 +8,7 @@ namespace cg = cooperative_groups;
 __constant__ int factors[3] = {2, 3, 5};
 __device__ double accumulator;
 
-// --- indices, barriers -----------------------------------------------------------------------------
+// --- indices, barriers ---------------------------------------------------------------------------
 
 // At [block,thread]: the indices of both, in six numbers.
 extern "C" __global__ void indices(int* out) {
@@ -62,7 +62,7 @@ extern "C" __global__ void tickets(int* next, int* out) {  // [1], [blocks,threa
     out[blockIdx.x * blockDim.x + threadIdx.x] = atomicAdd(next, 1);
 }
 
-// --- warps -------------------------------------------------------------------------------------------
+// --- warps ---------------------------------------------------------------------------------------
 
 extern "C" __global__ void warp_functions(const int* x, int* out) {  // [32], [32,14]
     const int v = x[threadIdx.x];
@@ -105,7 +105,7 @@ extern "C" __global__ void half_a_warp(int* out) {
     out[threadIdx.x] = __shfl_xor_sync(~0u, static_cast<int>(threadIdx.x), 8);
 }
 
-// --- atomics, signals ----------------------------------------------------------------------------------
+// --- atomics, signals ----------------------------------------------------------------------------
 
 extern "C" __global__ void atomics(int* i, unsigned* u, unsigned long long* l, float* f) {
     const int t = blockIdx.x * blockDim.x + threadIdx.x;
@@ -130,10 +130,12 @@ extern "C" __global__ void locked(int* lock, int* sum) {
 extern "C" __global__ void signals(unsigned* words, unsigned* out) {  // [7] zeros, [1]; 7 threads
     volatile unsigned* plain = words + 6;
     if (threadIdx.x == 0) {
-        while (load_acquire<Scope::device>(words + 1) != 1) {}
-        while (atomicAdd(words + 2, 0) != 2) {}
-        while (__ldcg(words + 3) != 3) {}
-        while (load_relaxed<Scope::block>(words + 4) != 4 && load_acquire<Scope::block>(words) != 1) {}
+        while (load_acquire<Scope::device>(words + 1) != 1) continue;
+        while (atomicAdd(words + 2, 0) != 2) continue;
+        while (__ldcg(words + 3) != 3) continue;
+        while (load_relaxed<Scope::block>(words + 4) != 4 &&
+               load_acquire<Scope::block>(words) != 1)
+            continue;
         while (*plain != 6) __nanosleep(100);
         *out = words[1] + words[2] + words[3] + words[5] + words[6];
     } else if (threadIdx.x == 1) {
@@ -151,7 +153,9 @@ extern "C" __global__ void signals(unsigned* words, unsigned* out) {  // [7] zer
 // Thread 0 waits for either of two words, of which only the second comes, and late.
 extern "C" __global__ void either_word(unsigned* words, unsigned* out) {  // [2] zeros, [1]
     if (threadIdx.x == 0) {
-        while (load_acquire<Scope::block>(words) != 1 && load_acquire<Scope::block>(words + 1) != 1) {}
+        while (load_acquire<Scope::block>(words) != 1 &&
+               load_acquire<Scope::block>(words + 1) != 1)
+            continue;
         *out = 1;
     } else {
         for (int i = 0; i < 50; ++i) __nanosleep(100);
@@ -191,7 +195,7 @@ extern "C" __global__ void many_words(unsigned* words, unsigned* out, unsigned n
     }
 }
 
-// --- clusters ---------------------------------------------------------------------------------------------
+// --- clusters ------------------------------------------------------------------------------------
 
 extern "C" __global__ void around_the_cluster(int* out) {  // [blocks,3]
     __shared__ int mine;
@@ -205,9 +209,10 @@ extern "C" __global__ void around_the_cluster(int* out) {  // [blocks,3]
     at[0] = seen, at[1] = cluster.block_rank(), at[2] = cluster.num_blocks();
 }
 
-// --- numbers --------------------------------------------------------------------------------------------
+// --- numbers -------------------------------------------------------------------------------------
 
-extern "C" __global__ void bits(const unsigned long long* x, unsigned long long* out) {  // [2], [12]
+extern "C" __global__ void bits(const unsigned long long* x,
+                                unsigned long long* out) {  // [2], [12]
     const unsigned a = x[0], b = x[1];
     out[0] = __umul64hi(x[0], x[1]), out[1] = __umulhi(a, b), out[2] = __popc(a);
     out[3] = __clz(a), out[4] = __ffs(a), out[5] = __brev(a), out[6] = __byte_perm(a, b, 0x5240);

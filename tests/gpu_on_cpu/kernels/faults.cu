@@ -43,14 +43,15 @@ extern "C" __global__ void fault(int which, float* p, unsigned* words, int zero)
     __shared__ float held[4];
     extern __shared__ float dynamic[];
     const int i = threadIdx.x;
-    if (which == misaligned_vector) p[0] = reinterpret_cast<float4*>(p + 1)->x;  // misaligned_vector
-    if (which == index_past_the_end) held[i] = 1;                                // index_past_the_end
-    if (which == past_dynamic_memory) dynamic[i] = 1;                            // past_dynamic_memory
-    if (which == null_pointer) *reinterpret_cast<float*>(zero) = 1;              // null_pointer
-    if (which == no_such_memory) p[(1ll << 44) + zero] = 1;                      // no_such_memory
-    if (which == division_by_zero) p[0] = 7 / zero;                              // division_by_zero
-    if (which == failed_assert) assert(i < 3);                                   // failed_assert
-    if (which == trap) __trap();                                                 // trap
+    if (which == misaligned_vector)
+        p[0] = reinterpret_cast<float4*>(p + 1)->x;                  // misaligned_vector
+    if (which == index_past_the_end) held[i] = 1;                    // index_past_the_end
+    if (which == past_dynamic_memory) dynamic[i] = 1;                // past_dynamic_memory
+    if (which == null_pointer) *reinterpret_cast<float*>(zero) = 1;  // null_pointer
+    if (which == no_such_memory) p[(1ll << 44) + zero] = 1;          // no_such_memory
+    if (which == division_by_zero) p[0] = 7 / zero;                  // division_by_zero
+    if (which == failed_assert) assert(i < 3);                       // failed_assert
+    if (which == trap) __trap();                                     // trap
     if (which == more_than_the_stack) use_stack(zero);
     if (which == barriers_in_two_branches) {
         if (i < 3)
@@ -72,28 +73,27 @@ extern "C" __global__ void fault(int which, float* p, unsigned* words, int zero)
         else
             p[i] = __shfl_xor_sync(~0u, 1.0f, 1);  // shuffle_in_two_branches
     }
-    if (which == lane_outside_its_mask) __syncwarp(1 << 3);                        // lane_outside_its_mask
-    if (which == lane_that_takes_no_part) p[i] = __shfl_xor_sync(~0u, 1.0f, 16);   // lane_that_takes_no_part
+    if (which == lane_outside_its_mask) __syncwarp(1 << 3);  // lane_outside_its_mask
+    if (which == lane_that_takes_no_part)
+        p[i] = __shfl_xor_sync(~0u, 1.0f, 16);  // lane_that_takes_no_part
     if (which == waits_forever)
-        while (load_acquire<Scope::device>(words) != 1) {}  // waits_forever
+        while (load_acquire<Scope::device>(words) != 1) continue;  // waits_forever
     if (which == waits_for_a_later_block) {
-        const unsigned last = gridDim.x - 1;
-        if (blockIdx.x == 0) {
-            store_release<Scope::device>(words + 1, 1);
-            while (load_acquire<Scope::device>(words) != 1) {}  // waits_for_a_later_block
-        } else if (blockIdx.x == last) {
-            store_release<Scope::device>(words, 1);
-            while (load_acquire<Scope::device>(words + 1) != 1) {}  // waits_for_a_later_block
+        const bool first = blockIdx.x == 0, last = blockIdx.x == gridDim.x - 1;
+        if (first || last) {
+            store_release<Scope::device>(words + first, 1);
+            unsigned* other = words + last;
+            while (load_acquire<Scope::device>(other) != 1) continue;  // waits_for_a_later_block
         }
     }
     if (which == barrier_while_polled) {
         if (i == 0)
-            while (atomicCAS(words, 1, 2) != 1) {}
+            while (atomicCAS(words, 1, 2) != 1) continue;
         __syncthreads();  // barrier_while_polled
         words[0] = 1;
     }
     if (which == volatile_spin)
-        while (*static_cast<volatile unsigned*>(words) != 1) {}  // volatile_spin
+        while (*static_cast<volatile unsigned*>(words) != 1) continue;  // volatile_spin
 }
 
 extern "C" __global__ void grid_fault(int which, unsigned* words) {
@@ -105,8 +105,8 @@ extern "C" __global__ void grid_fault(int which, unsigned* words) {
     }
     if (which == block_scope_to_another_block) {
         if (blockIdx.x == 1) store_release<Scope::block>(words, 1);
-        if (blockIdx.x == 0)
-            while (load_acquire<Scope::device>(words) != 1) {}  // block_scope_to_another_block
+        if (blockIdx.x == 1) return;
+        while (load_acquire<Scope::device>(words) != 1) continue;  // block_scope_to_another_block
     }
 }
 
@@ -117,8 +117,9 @@ extern "C" __global__ void __cluster_dims__(2, 1, 1) cluster_fault(int which, in
         cluster_arrive_release();
         cluster_arrive_release();  // cluster_arrives_twice
     }
-    if (which == cluster_waits_first) cluster_wait_acquire();                // cluster_waits_first
-    if (which == no_such_block_in_cluster) *out = *map_shared(held, 2);      // no_such_block_in_cluster
-    if (which == address_is_not_shared) *out = *map_shared(out, 1);          // address_is_not_shared
-    if (which == leaves_without_waiting) cluster_arrive_release();           // leaves_without_waiting
+    if (which == cluster_waits_first) cluster_wait_acquire();  // cluster_waits_first
+    if (which == no_such_block_in_cluster)
+        *out = *map_shared(held, 2);                                 // no_such_block_in_cluster
+    if (which == address_is_not_shared) *out = *map_shared(out, 1);  // address_is_not_shared
+    if (which == leaves_without_waiting) cluster_arrive_release();   // leaves_without_waiting
 }

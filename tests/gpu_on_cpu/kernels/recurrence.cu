@@ -16,10 +16,10 @@ constexpr Scope flag_scope = Scope::block;
 constexpr Scope flag_scope = Scope::device;
 #endif
 
-extern "C" __global__ void recurrence(const unsigned* h0,   // [H]
-                                      unsigned* exchange,   // [2,H]
-                                      unsigned* flags,      // [blocks], zero before the launch
-                                      unsigned* h,          // [H], after the last step
+extern "C" __global__ void recurrence(const unsigned* h0,  // [H]
+                                      unsigned* exchange,  // [2,H]
+                                      unsigned* flags,     // [blocks], zero before the launch
+                                      unsigned* h,         // [H], after the last step
                                       int steps, int H) {
     const int units = H / gridDim.x, first = blockIdx.x * units;
     for (int t = 0; t < steps; ++t) {
@@ -47,11 +47,11 @@ extern "C" __global__ void recurrence(const unsigned* h0,   // [H]
 #ifndef BUG_NO_WAIT
         for (int i = threadIdx.x; i < gridDim.x; i += blockDim.x)
 #if defined(BUG_RELAXED_LOAD)
-            while (load_relaxed<Scope::device>(flags + i) < t + 1) {}
+            while (load_relaxed<Scope::device>(flags + i) < t + 1) continue;
 #elif defined(BUG_WAITS_FOR_THE_NEXT_STEP)
-            while (load_acquire<Scope::device>(flags + i) < t + 2) {}
+            while (load_acquire<Scope::device>(flags + i) < t + 2) continue;
 #else
-            while (load_acquire<Scope::device>(flags + i) < t + 1) {}
+            while (load_acquire<Scope::device>(flags + i) < t + 1) continue;
 #endif
 #endif
         __syncthreads();

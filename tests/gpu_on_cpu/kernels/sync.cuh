@@ -11,11 +11,14 @@
 
 enum class Scope { block, cluster, device };
 
-// One instruction for each scope: an asm string must be a literal. clang-format off
-#define PER_SCOPE(BEFORE, AFTER, ...)                                                \
-    if constexpr (scope == Scope::block) asm volatile(BEFORE "cta" AFTER __VA_ARGS__);        \
-    else if constexpr (scope == Scope::cluster) asm volatile(BEFORE "cluster" AFTER __VA_ARGS__); \
-    else asm volatile(BEFORE "gpu" AFTER __VA_ARGS__)
+// One instruction for each scope: an asm string must be a literal.
+#define PER_SCOPE(BEFORE, AFTER, ...)                     \
+    if constexpr (scope == Scope::block)                  \
+        asm volatile(BEFORE "cta" AFTER __VA_ARGS__);     \
+    else if constexpr (scope == Scope::cluster)           \
+        asm volatile(BEFORE "cluster" AFTER __VA_ARGS__); \
+    else                                                  \
+        asm volatile(BEFORE "gpu" AFTER __VA_ARGS__)
 
 template <Scope scope>
 __device__ __forceinline__ unsigned load_acquire(const unsigned* address) {
@@ -31,11 +34,11 @@ __device__ __forceinline__ unsigned load_relaxed(const unsigned* address) {
 }
 template <Scope scope>
 __device__ __forceinline__ void store_release(unsigned* address, unsigned value) {
-    PER_SCOPE("st.release.", ".global.u32 [%0], %1;", :: "l"(address), "r"(value) : "memory");
+    PER_SCOPE("st.release.", ".global.u32 [%0], %1;", ::"l"(address), "r"(value) : "memory");
 }
 template <Scope scope>
 __device__ __forceinline__ void add_release(unsigned* address, unsigned value) {
-    PER_SCOPE("red.release.", ".global.add.u32 [%0], %1;", :: "l"(address), "r"(value) : "memory");
+    PER_SCOPE("red.release.", ".global.add.u32 [%0], %1;", ::"l"(address), "r"(value) : "memory");
 }
 #undef PER_SCOPE
 

@@ -5,7 +5,7 @@
 #ifdef NDEBUG
 #define assert(condition) ((void)0)
 #else
-#define assert(condition) \
+#define assert(condition)  \
     ((condition) ? (void)0 \
                  : ::bed::kernel_error({"assert", __FILE__, __LINE__}, "failed: " #condition))
 #endif

@@ -70,7 +70,7 @@ struct cluster_group {
 };
 inline cluster_group this_cluster() { return {}; }
 
-// --- parts of a warp -------------------------------------------------------------------------------
+// --- parts of a warp -----------------------------------------------------------------------------
 
 template <unsigned N, class Parent = void>
 struct thread_block_tile {
@@ -150,7 +150,7 @@ void sync(const Group& group, BED_CALLER) {
     group.sync(BED_PASS_CALLER);
 }
 
-// --- reductions (cooperative_groups/reduce.h) --------------------------------------------------------
+// --- reductions (cooperative_groups/reduce.h) ----------------------------------------------------
 
 template <class T>
 struct plus {

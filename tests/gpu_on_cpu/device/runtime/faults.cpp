@@ -76,11 +76,11 @@ HANDLER __ubsan_handle_divrem_overflow_abort(void* data, void*, void*) {
     fail_at(bed::ErrorKind::memory_fault, static_cast<const Overflow*>(data)->at,
             "integer division by zero or overflow");
 }
-#define OVERFLOW_HANDLER(function, what, ...)                                  \
-    HANDLER function(void* data, __VA_ARGS__) {                                \
-        const auto& overflow = *static_cast<const Overflow*>(data);            \
-        fail_at(bed::ErrorKind::kernel, overflow.at,                           \
-                std::string(what) + " in " + overflow.type->name);             \
+#define OVERFLOW_HANDLER(function, what, ...)                       \
+    HANDLER function(void* data, __VA_ARGS__) {                     \
+        const auto& overflow = *static_cast<const Overflow*>(data); \
+        fail_at(bed::ErrorKind::kernel, overflow.at,                \
+                std::string(what) + " in " + overflow.type->name);  \
     }
 OVERFLOW_HANDLER(__ubsan_handle_add_overflow_abort, "signed overflow", void*, void*)
 OVERFLOW_HANDLER(__ubsan_handle_sub_overflow_abort, "signed overflow", void*, void*)
@@ -198,7 +198,7 @@ void watch_for_faults(bool on) {
         stack.ss_sp = handler_stack;
         stack.ss_size = sizeof handler_stack;
         sigaltstack(&stack, &stack_before);
-        struct sigaction action {};
+        struct sigaction action{};
         action.sa_sigaction = on_signal;
         action.sa_flags = SA_SIGINFO | SA_ONSTACK;
         for (int signal : fatal) sigaction(signal, &action, &before[signal]);

@@ -46,7 +46,8 @@ void multiply_fragments(WarpOperation operation, const Thread* lanes) {
         if (wide) {
             for (int i = 0; i < 4; ++i)
                 a[group + 8 * (i % 2)][member + 4 * (i / 2)] = tf32(lanes[lane].fragments->a[i]);
-            for (int i = 0; i < 2; ++i) b[member + 4 * i][group] = tf32(lanes[lane].fragments->b[i]);
+            for (int i = 0; i < 2; ++i)
+                b[member + 4 * i][group] = tf32(lanes[lane].fragments->b[i]);
         } else {
             for (int i = 0; i < 8; ++i)
                 a[group + 8 * (i / 2 % 2)][2 * member + i % 2 + 8 * (i / 4)] =
@@ -61,7 +62,8 @@ void multiply_fragments(WarpOperation operation, const Thread* lanes) {
             const int row = lane / 4 + 8 * (i / 2), column = 2 * (lane % 4) + i % 2;
             float sum = lanes[lane].fragments->c[i];
             for (int k = 0; k < depth; ++k) sum += a[row][k] * b[k][column];
-            lanes[lane].fragments->d[i] = sum;  // d may be c: every element depends on its own c only
+            lanes[lane].fragments->d[i] =
+                sum;  // d may be c: every element depends on its own c only
         }
 }
 

@@ -103,7 +103,7 @@ void reserve_scheduler(size_t threads) {
     sleepers.clear();
     sleepers.reserve(threads);
     wakes_in_vain = 0;
-    most_wakes_in_vain = 100'000 + 1000 * threads;
+    most_wakes_in_vain = 1'000'000 + 1000 * threads;
 }
 
 void make_ready(Thread* thread) {
@@ -148,7 +148,7 @@ void run_until_nothing_is_ready() {
             return fail_from_main(ErrorKind::deadlock, "deadlock: " + waiting_places());
 }
 
-// --- giving way ------------------------------------------------------------------------------------
+// --- giving way ----------------------------------------------------------------------------------
 
 void maybe_yield_in_random_order(Site site) {
     if (random_number() % 4) return;
@@ -229,7 +229,7 @@ void wake_sleepers_at(const volatile void* address) {
     sleepers.resize(kept);
 }
 
-// --- how a launch ends early -----------------------------------------------------------------------
+// --- how a launch ends early ---------------------------------------------------------------------
 
 void fail_from_main(ErrorKind kind, const std::string& message) {
     if (launch->error != ErrorKind::none) return;

@@ -56,7 +56,8 @@ template <class F>
 void for_each_allocation(const Block& block, F act) {
     act(block.dynamic, launch->request->dynamic_shared, "extern __shared__");
     for (unsigned i = 0; i < launch->request->slot_count; ++i)
-        if (block.slots[i]) act(block.slots[i], launch->request->slots[i].bytes, "static __shared__");
+        if (block.slots[i])
+            act(block.slots[i], launch->request->slots[i].bytes, "static __shared__");
 }
 
 }  // namespace
@@ -74,18 +75,17 @@ void open_shared_memory(Block* block) {
 void block_starts_on_shared_memory(Block* block) {
     block->started = true;
     if (block->cluster->blocks.size() == 1) return;
-    for_each_allocation(*block, [](char* memory, size_t bytes, const char*) {
-        fill_with_nan(memory, bytes);
-    });
+    for_each_allocation(
+        *block, [](char* memory, size_t bytes, const char*) { fill_with_nan(memory, bytes); });
 }
 
 void check_shared_memory(const Block& block) {
     for_each_allocation(block, [&](char* memory, size_t bytes, const char* which) {
         if (fence_broken(memory, bytes))
-            fail_from_main(ErrorKind::out_of_bounds,
-                           "block " + std::to_string(block.rank) + " wrote past the end of its " +
-                               which + " memory of " + std::to_string(bytes) +
-                               " bytes; an asan build names the line");
+            fail_from_main(ErrorKind::out_of_bounds, "block " + std::to_string(block.rank) +
+                                                         " wrote past the end of its " + which +
+                                                         " memory of " + std::to_string(bytes) +
+                                                         " bytes; an asan build names the line");
         if (block.cluster->blocks.size() == 1) return;
         // The memory is gone with the block: a neighbour that still reads it finds NaN.
         fill_with_nan(memory, bytes);
@@ -126,10 +126,11 @@ void* map_shared(const void* address, unsigned rank, Site site) {
     for (unsigned i = 0; i < request.slot_count; ++i)
         if (own.slots[i] && inside(own.slots[i], request.slots[i].bytes))
             return other.slots[i] + (wanted - own.slots[i]);
-    fail(ErrorKind::out_of_bounds, show(site) + ": the address is not in this block's shared memory");
+    fail(ErrorKind::out_of_bounds,
+         show(site) + ": the address is not in this block's shared memory");
 }
 
-// --- signals ---------------------------------------------------------------------------------------
+// --- signals -------------------------------------------------------------------------------------
 
 bool poll(const volatile void* address, uint64_t bits, Site site);  // scheduler.cpp
 void wake_sleepers_at(const volatile void* address);

@@ -26,8 +26,8 @@ enum class Order { forward, reverse, random };
 struct Block;
 struct Warp;
 
-// Intrusive: a list of threads that needs no allocation. Memory that one fiber allocates and another
-// frees would look like a race to ThreadSanitizer.
+// Intrusive: a list of threads that needs no allocation. Memory that one fiber allocates and
+// another frees would look like a race to ThreadSanitizer.
 struct Thread;
 struct ThreadList {
     Thread *first = nullptr, *last = nullptr;
@@ -99,7 +99,8 @@ struct Block {
     std::vector<Thread> threads;
     std::vector<Warp> warps;
     char* dynamic = nullptr;
-    std::vector<char*> slots;  // its static shared variables, in the order of the module's registry
+    std::vector<char*>
+        slots;  // its static shared variables, in the order of the module's registry
 };
 
 struct SharedSlot {
@@ -142,11 +143,11 @@ extern Launch* launch;
 inline Thread* running() { return static_cast<Thread*>(current); }
 uint64_t random_number();
 
-// --- scheduler.cpp ---------------------------------------------------------------------------------
+// --- scheduler.cpp -------------------------------------------------------------------------------
 
 void make_ready(Thread* thread);
 void make_ready(ThreadList& threads);
-void pause_running();  // the running thread waits for somebody to make it ready
+void pause_running();       // the running thread waits for somebody to make it ready
 void something_happened();  // progress: what was polled may have changed
 void run_until_nothing_is_ready();
 void reserve_scheduler(size_t threads);
@@ -157,20 +158,20 @@ std::string show(const Site& site);
 std::string show(const Thread& thread);
 std::string waiting_places();
 
-// --- barriers.cpp, warp.cpp --------------------------------------------------------------------------
+// --- barriers.cpp, warp.cpp ----------------------------------------------------------------------
 
 void thread_leaves_barriers(Thread* thread);
 void thread_leaves_warp(Thread* thread);
 bool answer_active_masks();
 
-// --- shared_memory.cpp -------------------------------------------------------------------------------
+// --- shared_memory.cpp ---------------------------------------------------------------------------
 
 void open_shared_memory(Block* block);
 void block_starts_on_shared_memory(Block* block);
 void check_shared_memory(const Block& block);
 void close_shared_memory(Block* block);
 
-// --- faults.cpp --------------------------------------------------------------------------------------
+// --- faults.cpp ----------------------------------------------------------------------------------
 
 void watch_for_faults(bool on);
 void forget_signals();  // a new launch: nobody has stored anything yet

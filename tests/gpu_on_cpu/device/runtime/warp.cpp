@@ -42,13 +42,17 @@ uint64_t same_answer_for_all(const Thread* lanes, const Collective& meeting) {
         case WarpOperation::add:
             return reduce(lanes, meeting.arrived, [](uint64_t a, uint64_t b) { return a + b; });
         case WarpOperation::minimum_signed:
-            return reduce(lanes, meeting.arrived, [](int64_t a, int64_t b) { return std::min(a, b); });
+            return reduce(lanes, meeting.arrived,
+                          [](int64_t a, int64_t b) { return std::min(a, b); });
         case WarpOperation::minimum_unsigned:
-            return reduce(lanes, meeting.arrived, [](uint32_t a, uint32_t b) { return std::min(a, b); });
+            return reduce(lanes, meeting.arrived,
+                          [](uint32_t a, uint32_t b) { return std::min(a, b); });
         case WarpOperation::maximum_signed:
-            return reduce(lanes, meeting.arrived, [](int64_t a, int64_t b) { return std::max(a, b); });
+            return reduce(lanes, meeting.arrived,
+                          [](int64_t a, int64_t b) { return std::max(a, b); });
         case WarpOperation::maximum_unsigned:
-            return reduce(lanes, meeting.arrived, [](uint32_t a, uint32_t b) { return std::max(a, b); });
+            return reduce(lanes, meeting.arrived,
+                          [](uint32_t a, uint32_t b) { return std::max(a, b); });
         case WarpOperation::bit_and:
             return reduce(lanes, meeting.arrived, [](uint64_t a, uint64_t b) { return a & b; });
         case WarpOperation::bit_or:
@@ -104,10 +108,10 @@ void check_arrival(const Collective& meeting, WarpOperation operation, Site site
     if (!meeting.arrived) return;
     // Lanes may come to one __syncwarp from several places; any other operation must be the same
     // one in the program's text, or its result is undefined.
-    const bool same = operation == WarpOperation::synchronise
-                          ? meeting.operation == operation
-                          : meeting.site.line == site.line &&
-                                !strcmp(meeting.site.operation, site.operation);
+    const bool same =
+        operation == WarpOperation::synchronise
+            ? meeting.operation == operation
+            : meeting.site.line == site.line && !strcmp(meeting.site.operation, site.operation);
     if (!same)
         fail(ErrorKind::divergence, "divergent warp: " + show(*running()) + " came to " +
                                         show(site) + " while lanes of the same mask wait in " +
@@ -123,8 +127,8 @@ uint64_t warp_collective(WarpOperation operation, unsigned mask, Site site, uint
     thread->at = site;
     if (!(mask >> thread->lane & 1))
         fail(ErrorKind::divergence, show(site) + ": the calling lane " +
-                                        std::to_string(thread->lane) + " is not in its own mask (" +
-                                        show(*thread) + ")");
+                                        std::to_string(thread->lane) +
+                                        " is not in its own mask (" + show(*thread) + ")");
     Collective& meeting = meeting_of(warp, mask, thread->lane);
     check_arrival(meeting, operation, site);
     meeting.mask = mask;

@@ -35,7 +35,8 @@ inline uint16_t round_to_bits(double value) {
     const uint64_t half = 1ull << (dropped - 1), rest = significand & (2 * half - 1);
     uint64_t kept = significand >> dropped;
     kept += rest > half || (rest == half && (kept & 1));
-    if (exponent >= smallest) {  // a carry out of the mantissa is the next exponent, as it should be
+    if (exponent >=
+        smallest) {  // a carry out of the mantissa is the next exponent, as it should be
         kept += static_cast<uint64_t>(exponent - smallest) << Format::mantissa_bits;
     }
     return sign | static_cast<uint16_t>(kept);
@@ -72,7 +73,7 @@ inline uint16_t fused_multiply_add(float a, float b, float c) {
     double sum = product + addend;
     const double part = sum - product;
     const double error = (product - (sum - part)) + (addend - part);  // 2Sum, exact
-    if (error != 0) {  // false for NaN as well
+    if (error != 0) {                                                 // false for NaN as well
         uint64_t bits;
         memcpy(&bits, &sum, sizeof bits);
         if (!(bits & 1)) {

@@ -39,7 +39,9 @@ inline BED_T operator+(BED_T a, BED_T b) { return BED_T(float(a) + float(b)); }
 inline BED_T operator-(BED_T a, BED_T b) { return BED_T(float(a) - float(b)); }
 inline BED_T operator*(BED_T a, BED_T b) { return BED_T(float(a) * float(b)); }
 inline BED_T operator/(BED_T a, BED_T b) { return BED_T(float(a) / float(b)); }
-inline BED_T operator-(BED_T a) { return BED_RAW{static_cast<unsigned short>(BED_RAW(a).x ^ 0x8000)}; }
+inline BED_T operator-(BED_T a) {
+    return BED_RAW{static_cast<unsigned short>(BED_RAW(a).x ^ 0x8000)};
+}
 inline bool operator==(BED_T a, BED_T b) { return float(a) == float(b); }
 inline bool operator!=(BED_T a, BED_T b) { return float(a) != float(b); }
 inline bool operator<(BED_T a, BED_T b) { return float(a) < float(b); }
@@ -52,7 +54,9 @@ inline BED_T __hsub(BED_T a, BED_T b) { return a - b; }
 inline BED_T __hmul(BED_T a, BED_T b) { return a * b; }
 inline BED_T __hdiv(BED_T a, BED_T b) { return a / b; }
 inline BED_T __hneg(BED_T a) { return -a; }
-inline BED_T __habs(BED_T a) { return BED_RAW{static_cast<unsigned short>(BED_RAW(a).x & 0x7fff)}; }
+inline BED_T __habs(BED_T a) {
+    return BED_RAW{static_cast<unsigned short>(BED_RAW(a).x & 0x7fff)};
+}
 inline BED_T __hfma(BED_T a, BED_T b, BED_T c) {
     return BED_RAW{bed::fused_multiply_add<BED_FORMAT>(a, b, c)};
 }

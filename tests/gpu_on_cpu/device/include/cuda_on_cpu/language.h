@@ -2,7 +2,7 @@
 #pragma once
 #include <cuda_on_cpu/runtime.h>
 
-// What NVRTC defines. CUDA_ON_CPU is ours: a header that holds inline PTX chooses its C++ twin by it.
+// What NVRTC defines. CUDA_ON_CPU is ours: by it a header of inline PTX chooses its C++ twin.
 #define CUDA_ON_CPU 1
 #define __CUDACC__ 1
 #define __CUDACC_RTC__ 1

@@ -40,7 +40,7 @@ inline double __dmul_rn(double a, double b) { return a * b; }
 inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 
-// --- bits ------------------------------------------------------------------------------------------
+// --- bits ----------------------------------------------------------------------------------------
 
 #define BED_REINTERPRET(name, From, To) \
     inline To name(From value) { return bed::from_bits<To>(bed::to_bits(value)); }
@@ -88,7 +88,7 @@ inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned shift) {
     return static_cast<unsigned>((static_cast<uint64_t>(high) << 32 | low) >> (shift & 31));
 }
 
-// --- integers --------------------------------------------------------------------------------------
+// --- integers ------------------------------------------------------------------------------------
 
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
 inline int __mulhi(int a, int b) { return static_cast<int>(static_cast<int64_t>(a) * b >> 32); }
@@ -115,7 +115,7 @@ constexpr std::common_type_t<A, B> max(A a, B b) {
     return T(a) < T(b) ? b : a;
 }
 
-// --- conversions: rn, rz, rd, ru name the rounding ---------------------------------------------------
+// --- conversions: rn, rz, rd, ru name the rounding -----------------------------------------------
 
 inline int __float2int_rn(float x) { return static_cast<int>(nearbyintf(x)); }
 inline int __float2int_rz(float x) { return static_cast<int>(x); }

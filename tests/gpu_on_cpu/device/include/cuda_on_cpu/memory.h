@@ -90,7 +90,7 @@ T atomic_update(T* address, F change, int order, Scope scope, Site site) {
 }
 }  // namespace bed
 
-// --- atomics: relaxed, at device scope, or at the scope that the suffix names -----------------------
+// --- atomics: relaxed, at device scope, or at the scope that the suffix names --------------------
 //
 // The types each operation has on a device, no more: a kernel that compiles here compiles there.
 
@@ -103,16 +103,16 @@ template <class T, class... Types>
 using if_one_of = std::enable_if_t<(std::is_same<T, Types>::value || ...), int>;
 }
 
-#define BED_ATOMIC_AT(name, suffix, scope, expression, ...)                                      \
-    template <class T, bed::if_one_of<T, __VA_ARGS__> = 0>                                       \
-    T name##suffix(T* address, bed::same<T> value, BED_CALLER) {                                 \
-        return bed::atomic_update(                                                               \
-            address, [=](T old) -> T { return expression; }, __ATOMIC_RELAXED,                   \
-            bed::Scope::scope, BED_SITE(#name #suffix));                                         \
+#define BED_ATOMIC_AT(name, suffix, scope, expression, ...)                                       \
+    template <class T, bed::if_one_of<T, __VA_ARGS__> = 0>                                        \
+    T name##suffix(T* address, bed::same<T> value, BED_CALLER) {                                  \
+        return bed::atomic_update(                                                                \
+            address, [=](T old) -> T { return expression; }, __ATOMIC_RELAXED, bed::Scope::scope, \
+            BED_SITE(#name #suffix));                                                             \
     }
-#define BED_ATOMIC(name, expression, ...)                        \
-    BED_ATOMIC_AT(name, , device, expression, __VA_ARGS__)       \
-    BED_ATOMIC_AT(name, _block, block, expression, __VA_ARGS__)  \
+#define BED_ATOMIC(name, expression, ...)                       \
+    BED_ATOMIC_AT(name, , device, expression, __VA_ARGS__)      \
+    BED_ATOMIC_AT(name, _block, block, expression, __VA_ARGS__) \
     BED_ATOMIC_AT(name, _system, system, expression, __VA_ARGS__)
 #define BED_WORDS int, unsigned, unsigned long long
 #define BED_SIGNED_WORDS int, unsigned, long long, unsigned long long
@@ -131,26 +131,28 @@ BED_ATOMIC(atomicDec, (old == 0 || old > value) ? value : old - 1, unsigned)
 #undef BED_ATOMIC
 #undef BED_ATOMIC_AT
 
-#define BED_COMPARE_AND_SWAP(suffix, scope)                                                      \
-    template <class T, bed::if_one_of<T, BED_WORDS, unsigned short> = 0>                         \
-    T atomicCAS##suffix(T* address, bed::same<T> expected, bed::same<T> value, BED_CALLER) {     \
-        return bed::atomic_update(                                                               \
-            address, [=](T old) -> T { return old == expected ? value : old; },                  \
-            __ATOMIC_RELAXED, bed::Scope::scope, BED_SITE("atomicCAS" #suffix));                 \
+#define BED_COMPARE_AND_SWAP(suffix, scope)                                                       \
+    template <class T, bed::if_one_of<T, BED_WORDS, unsigned short> = 0>                          \
+    T atomicCAS##suffix(T* address, bed::same<T> expected, bed::same<T> value, BED_CALLER) {      \
+        return bed::atomic_update(                                                                \
+            address, [=](T old) -> T { return old == expected ? value : old; }, __ATOMIC_RELAXED, \
+            bed::Scope::scope, BED_SITE("atomicCAS" #suffix));                                    \
     }
 BED_COMPARE_AND_SWAP(, device)
 BED_COMPARE_AND_SWAP(_block, block)
 BED_COMPARE_AND_SWAP(_system, system)
 #undef BED_COMPARE_AND_SWAP
 
-// --- fences: a hand-written barrier is built from acquire and release instead (see sync.h) ----------
+// --- fences: a hand-written barrier is built from acquire and release instead (see sync.h) -------
 
 inline void __threadfence(BED_CALLER) { bed::maybe_yield(BED_SITE("__threadfence")); }
 inline void __threadfence_block(BED_CALLER) { bed::maybe_yield(BED_SITE("__threadfence_block")); }
-inline void __threadfence_system(BED_CALLER) { bed::maybe_yield(BED_SITE("__threadfence_system")); }
+inline void __threadfence_system(BED_CALLER) {
+    bed::maybe_yield(BED_SITE("__threadfence_system"));
+}
 inline void __nanosleep(unsigned, BED_CALLER) { bed::sleep(BED_SITE("__nanosleep")); }
 
-// --- cache hints: plain loads and stores to ThreadSanitizer, as they are to the memory model ---------
+// --- cache hints: plain loads and stores to ThreadSanitizer, as they are to the memory model -----
 
 namespace bed {
 template <class T>
@@ -162,16 +164,16 @@ T hinted_load(const T* address, Site site) {
     return value;
 }
 }  // namespace bed
-#define BED_LOAD(name)                                                 \
-    template <class T>                                                 \
-    T name(const T* address, BED_CALLER) {                             \
-        return bed::hinted_load(address, BED_SITE(#name));             \
+#define BED_LOAD(name)                                     \
+    template <class T>                                     \
+    T name(const T* address, BED_CALLER) {                 \
+        return bed::hinted_load(address, BED_SITE(#name)); \
     }
-#define BED_STORE(name)                                                \
-    template <class T>                                                 \
-    void name(T* address, bed::same<T> value, BED_CALLER) {            \
-        *address = value;                                              \
-        bed::stored(address, bed::Scope::device, BED_SITE(#name));     \
+#define BED_STORE(name)                                            \
+    template <class T>                                             \
+    void name(T* address, bed::same<T> value, BED_CALLER) {        \
+        *address = value;                                          \
+        bed::stored(address, bed::Scope::device, BED_SITE(#name)); \
     }
 BED_LOAD(__ldcg)
 BED_LOAD(__ldcv)
@@ -179,16 +181,28 @@ BED_STORE(__stcg)
 BED_STORE(__stwt)
 // These may be served by an SM's own cache, so they can poll nothing.
 template <class T>
-T __ldg(const T* address) { return *address; }
+T __ldg(const T* address) {
+    return *address;
+}
 template <class T>
-T __ldca(const T* address) { return *address; }
+T __ldca(const T* address) {
+    return *address;
+}
 template <class T>
-T __ldcs(const T* address) { return *address; }
+T __ldcs(const T* address) {
+    return *address;
+}
 template <class T>
-T __ldlu(const T* address) { return *address; }
+T __ldlu(const T* address) {
+    return *address;
+}
 template <class T>
-void __stwb(T* address, bed::same<T> value) { *address = value; }
+void __stwb(T* address, bed::same<T> value) {
+    *address = value;
+}
 template <class T>
-void __stcs(T* address, bed::same<T> value) { *address = value; }
+void __stcs(T* address, bed::same<T> value) {
+    *address = value;
+}
 #undef BED_LOAD
 #undef BED_STORE

@@ -10,12 +10,12 @@
 #pragma once
 #include <cuda_on_cpu/runtime.h>
 
-#define BED_MMA(name, operation)                                                                  \
-    inline void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],               \
-                     const float (&c)[4], BED_CALLER) {                                           \
-        const bed::MatrixFragments fragments{d, a, b, c};                                         \
-        bed::warp_collective(bed::WarpOperation::operation, 0xffffffffu, BED_SITE(#name), 0, 0,   \
-                             &fragments);                                                         \
+#define BED_MMA(name, operation)                                                                \
+    inline void name(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],             \
+                     const float (&c)[4], BED_CALLER) {                                         \
+        const bed::MatrixFragments fragments{d, a, b, c};                                       \
+        bed::warp_collective(bed::WarpOperation::operation, 0xffffffffu, BED_SITE(#name), 0, 0, \
+                             &fragments);                                                       \
     }
 BED_MMA(mma_m16n8k16_f16, multiply_f16)
 BED_MMA(mma_m16n8k16_bf16, multiply_bf16)

@@ -9,8 +9,8 @@
 #include <typeinfo>
 #include <utility>
 
-namespace bed {
-namespace registry __attribute__((visibility("hidden"))) {
+#pragma GCC visibility push(hidden)  // each module has a registry of its own
+namespace bed::registry {
 
 // Nodes are static objects that link themselves into a list: no allocation, no <vector>, which
 // would double the time g++ needs for a small kernel.
@@ -42,8 +42,8 @@ struct Kernel {  // one that can be launched by name
 };
 inline Kernel* kernels = nullptr;
 
-// The member of type T of S, the k-th. S is local to the function that declares the variable, and
-// as aligned as the variable asks to be.
+// The member of type T of S, the k-th. S is local to the function that declares the variable,
+// and as aligned as the variable asks to be.
 template <class S, class T, int k>
 struct SlotOf {
     static inline const int index = [] {
@@ -70,7 +70,7 @@ struct LaunchBounds {
         : max_threads(threads), min_blocks(blocks) {}
 };
 
-// --- one letter and a size for each parameter, e.g. "p8 i4 f4 ", so that a launcher can copy it ----
+// --- for each parameter a letter, its size and its alignment: "p8/8 i4/4 " ------------------------
 
 template <class A>
 constexpr char kind() {
@@ -103,8 +103,10 @@ bool add_kernel(Kernel& node, const char* name, void (*function)(A...)) {
     return true;
 }
 
-}  // namespace registry
+}  // namespace bed::registry
+#pragma GCC visibility pop
 
+namespace bed {
 template <class S, class T, int k>
 T& shared() {
     return *static_cast<T*>(static_shared(registry::SlotOf<S, T, k>::index));

@@ -38,7 +38,7 @@ extern LaunchShape shape;
 
 enum class Scope { block, cluster, device, system };
 
-// --- barriers ------------------------------------------------------------------------------
+// --- barriers ------------------------------------------------------------------------------------
 
 // Returns how many threads of the block brought a predicate.
 int block_barrier(Site site, bool predicate);
@@ -46,7 +46,7 @@ void grid_barrier(Site site);
 void cluster_arrive(Site site, bool release);
 void cluster_wait(Site site);
 
-// --- warps ---------------------------------------------------------------------------------
+// --- warps ---------------------------------------------------------------------------------------
 
 enum class WarpOperation {
     synchronise,  // no answer
@@ -62,7 +62,7 @@ enum class WarpOperation {
     bit_and,
     bit_or,
     bit_xor,
-    multiply_f16,   // matrix products, `fragments` are its operands
+    multiply_f16,  // matrix products, `fragments` are its operands
     multiply_bf16,
     multiply_tf32,
 };
@@ -77,7 +77,7 @@ uint64_t warp_collective(WarpOperation operation, unsigned mask, Site site, uint
                          unsigned source = 0, const MatrixFragments* fragments = nullptr);
 unsigned active_mask(Site site);  // the lanes that reach the same place together
 
-// --- memory that several threads use to signal each other -------------------------------------
+// --- memory that several threads use to signal each other ----------------------------------------
 
 // Told of every such load: it returns true after the fiber has slept, and the load is to be
 // repeated. A fiber sleeps where it comes back to an address and finds what it found before.
@@ -94,14 +94,14 @@ inline void maybe_yield(Site site) {
     if (random_order) maybe_yield_in_random_order(site);
 }
 
-// --- shared memory -----------------------------------------------------------------------------
+// --- shared memory -------------------------------------------------------------------------------
 
 void* dynamic_shared();
 void* static_shared(int slot);
 // Where the block `rank` of this cluster keeps what this block keeps at `address`.
 void* map_shared(const void* address, unsigned rank, Site site);
 
-// --- errors ------------------------------------------------------------------------------------
+// --- errors --------------------------------------------------------------------------------------
 
 [[noreturn]] void kernel_error(Site site, const char* message);
 

@@ -39,10 +39,10 @@ void store_relaxed(T* address, bed::same<T> value, BED_CALLER) {
     bed::atomic_store<T>(address, value, __ATOMIC_RELAXED, scope, BED_SITE("store_relaxed"));
 }
 
-#define BED_FETCH_ADD(name, order)                                                           \
-    template <Scope scope, class T>                                                          \
-    T name(T* address, bed::same<T> value, BED_CALLER) {                                     \
-        return bed::atomic_update(                                                           \
+#define BED_FETCH_ADD(name, order)                                                            \
+    template <Scope scope, class T>                                                           \
+    T name(T* address, bed::same<T> value, BED_CALLER) {                                      \
+        return bed::atomic_update(                                                            \
             address, [=](T old) -> T { return old + value; }, order, scope, BED_SITE(#name)); \
     }
 BED_FETCH_ADD(fetch_add_relaxed, __ATOMIC_RELAXED)

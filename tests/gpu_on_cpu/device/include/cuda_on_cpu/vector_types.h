@@ -1,22 +1,14 @@
 // CUDA's vector types. Their alignment is what a vector load needs; every access is checked for it.
 #pragma once
 
-#define BED_VECTOR(T, N, WIDEST)                                                          \
-    struct N##1 {                                                                         \
-        T x;                                                                              \
-    };                                                                                    \
-    struct __attribute__((aligned(2 * sizeof(T)))) N##2 {                                 \
-        T x, y;                                                                           \
-    };                                                                                    \
-    struct N##3 {                                                                         \
-        T x, y, z;                                                                        \
-    };                                                                                    \
-    struct __attribute__((aligned(WIDEST))) N##4 {                                        \
-        T x, y, z, w;                                                                     \
-    };                                                                                    \
-    inline N##1 make_##N##1(T x) { return {x}; }                                          \
-    inline N##2 make_##N##2(T x, T y) { return {x, y}; }                                  \
-    inline N##3 make_##N##3(T x, T y, T z) { return {x, y, z}; }                          \
+#define BED_VECTOR(T, N, WIDEST)                                     \
+    struct N##1 { T x; };                                            \
+    struct __attribute__((aligned(2 * sizeof(T)))) N##2 { T x, y; }; \
+    struct N##3 { T x, y, z; };                                      \
+    struct __attribute__((aligned(WIDEST))) N##4 { T x, y, z, w; };  \
+    inline N##1 make_##N##1(T x) { return {x}; }                     \
+    inline N##2 make_##N##2(T x, T y) { return {x, y}; }             \
+    inline N##3 make_##N##3(T x, T y, T z) { return {x, y, z}; }     \
     inline N##4 make_##N##4(T x, T y, T z, T w) { return {x, y, z, w}; }
 
 BED_VECTOR(signed char, char, 4)

@@ -20,7 +20,7 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, BED_CALLER) {
 }
 inline unsigned __activemask(BED_CALLER) { return bed::active_mask(BED_SITE("__activemask")); }
 
-// --- shuffles ----------------------------------------------------------------------------------
+// --- shuffles ------------------------------------------------------------------------------------
 
 namespace bed {
 template <class T>
@@ -66,8 +66,7 @@ template <class T>
 T __shfl_xor_sync(unsigned mask, T value, int bits, int width = 32, BED_CALLER) {
     const unsigned lane = bed::current->lane, last = lane | (width - 1);
     const unsigned source = lane ^ static_cast<unsigned>(bits);
-    return bed::shuffle(mask, value, source <= last ? source : lane,
-                        BED_SITE("__shfl_xor_sync"));
+    return bed::shuffle(mask, value, source <= last ? source : lane, BED_SITE("__shfl_xor_sync"));
 }
 
 // --- votes, matches, sums ------------------------------------------------------------------------
@@ -91,18 +90,17 @@ unsigned __match_any_sync(unsigned mask, T value, BED_CALLER) {
 }
 template <class T>
 unsigned __match_all_sync(unsigned mask, T value, int* all_match, BED_CALLER) {
-    const unsigned lanes = bed::warp_collective(
-        bed::WarpOperation::match_all, mask, BED_SITE("__match_all_sync"), bed::to_bits(value));
+    const unsigned lanes = bed::warp_collective(bed::WarpOperation::match_all, mask,
+                                                BED_SITE("__match_all_sync"), bed::to_bits(value));
     *all_match = lanes != 0;
     return lanes;
 }
 
-#define BED_REDUCE(name, T, operation)                                                           \
-    inline T name(unsigned mask, T value, BED_CALLER) {                                          \
-        return static_cast<T>(bed::warp_collective(bed::WarpOperation::operation, mask,          \
-                                                   BED_SITE(#name),                              \
-                                                   static_cast<uint64_t>(                        \
-                                                       static_cast<int64_t>(value))));           \
+#define BED_REDUCE(name, T, operation)                                                 \
+    inline T name(unsigned mask, T value, BED_CALLER) {                                \
+        return static_cast<T>(                                                         \
+            bed::warp_collective(bed::WarpOperation::operation, mask, BED_SITE(#name), \
+                                 static_cast<uint64_t>(static_cast<int64_t>(value)))); \
     }
 BED_REDUCE(__reduce_add_sync, unsigned, add)
 BED_REDUCE(__reduce_add_sync, int, add)
