@@ -5,7 +5,6 @@ is stored in the type and used again (h, and the cell output before a projection
 Cell states, and the gradients that are kept, stay float32 there.
 """
 
-import os
 from dataclasses import fields, replace
 from functools import cache
 from unittest import mock
@@ -29,9 +28,6 @@ HALF = ("float16", "bfloat16")
 DTYPES = ("float32", "float64", *HALF)
 WIDE = ("c", "cells")  # kept in float32 for a half type
 
-full = pytest.mark.skipif(
-    not os.environ.get("CUPY_LSTM_FULL"), reason="a sample of these runs here, .ci/full runs all"
-)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)
 
 
