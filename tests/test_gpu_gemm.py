@@ -181,7 +181,7 @@ def test_tf32_only_with_cupys_switch(cupy, tf32):
 
 
 def test_without_it_float32_is_float32(cupy):
-    # Its square is a float32; rounded to the 10 bits of TF32 the operand would be 1.
-    a, out = cupy.full((1, 1, 1), 1 + 2**-11, "float32"), cupy.empty((1, 1, 1), "float32")
+    x = 1 + 2**-11  # its square needs 22 bits behind the point, and float32 has 23
+    a, out = cupy.full((1, 1, 1), x, "float32"), cupy.empty((1, 1, 1), "float32")
     matmul(a, a, out)
-    assert out.item() == (1 + 2**-11) ** 2
+    assert out.item() == x**2
