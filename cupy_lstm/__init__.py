@@ -16,6 +16,7 @@ from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.plan import explain_plan
 from cupy_lstm.rnn import RNN, BiRNN
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
+from cupy_lstm.stream import LSTMStream
 from cupy_lstm.training import EpochRecord, History, fit
 from cupy_lstm.windows import Batches, sliding_windows
 
@@ -37,6 +38,7 @@ __all__ = [
     "EpochRecord",
     "History",
     "LSTMCell",
+    "LSTMStream",
     "Layer",
     "LayerGradients",
     "LayerWeights",

@@ -23,6 +23,7 @@ from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.plan import explain_plan
 from cupy_lstm.recorder import RecordedLayer
+from cupy_lstm.stream import LSTMStream
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
 
 
@@ -307,6 +308,36 @@ class LSTM(RecordedLayer):
             )
         self._recorder.clear()
         return dinputs, dinitial_states
+
+    def stream(self, batch: int) -> LSTMStream:
+        """Return a stream for online inference: fed step by step, it keeps its state.
+
+        It copies the weights; see `LSTMStream` for what happens when they change.
+
+        Parameters
+        ----------
+        batch : int
+            B, rows of every call of the stream.
+
+        Returns
+        -------
+        LSTMStream
+            With the state zero.
+
+        Raises
+        ------
+        TypeError
+            If `batch` is no integer.
+        ValueError
+            If `batch` is not positive, or this LSTM has a reverse direction: that one would
+            begin at the end of the sequence, which a stream has not seen.
+        """
+        if self.num_directions != 1:
+            raise ValueError(
+                "a stream needs an LSTM with direction='forward', this one is bidirectional: its "
+                "reverse direction begins at the end of the sequence"
+            )
+        return LSTMStream(self._layers, checked_integer("batch", batch), self.time_major)
 
     @contextmanager
     def _next_dropout(self) -> Iterator[Dropout | None]:

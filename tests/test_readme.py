@@ -27,8 +27,20 @@ def test_the_training_example_learns():
     assert names["history"].loss[-1] < 1e-3 < names["history"].loss[0]
 
 
+def test_the_streaming_example_goes_on_where_it_stopped():
+    names = run(EXAMPLES[2])
+    x, y, other = names["x"], names["y"], names["lstm"].stream(4)
+    assert y.shape == (4, 22, 32)
+    assert not (other(x[:, 1:]) == y).all()
+    other.reset()
+    other(x[:, 0])
+    assert (other(x[:, 1:]) == y).all()
+    assert (names["h"] == other.state[0]).all()
+    assert [bool(row.any()) for row in names["stream"].state[1][0]] == [True, True, False, True]
+
+
 def test_there_is_no_example_that_nobody_runs():
-    assert len(EXAMPLES) == 2  # each has a test above
+    assert len(EXAMPLES) == 3  # each has a test above
 
 
 @pytest.mark.parametrize("name", re.findall(r"`cupy_lstm\.(\w+)`", README))

@@ -1,0 +1,351 @@
+"""Online inference: an LSTM fed as its steps arrive, which keeps the state between calls.
+
+Made by `cupy_lstm.LSTM.stream`. Between calls everything that does not depend on the input stays
+as it is: the copied weights, what an engine makes of them, the plans.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any
+
+import numpy
+
+from cupy_lstm import engines
+from cupy_lstm.backend import (
+    Array,
+    array_module,
+    is_array,
+    location,
+    on_device_of,
+    require_current_device,
+    require_same_place,
+    sum_dtype,
+)
+from cupy_lstm.checks import checked_array, checked_pair
+from cupy_lstm.modes import forced_engine
+from cupy_lstm.notation import LayerWeights, States, layer_shape
+from cupy_lstm.plan import plan_sweep
+from cupy_lstm.weights import LayerParameters, versions
+
+PLANS_KEPT = 64
+"""Numbers of steps whose plans a stream remembers at once."""
+
+
+class LSTMStream:
+    """An LSTM that goes on where its last call ended; `LSTM.stream` makes it.
+
+    It has a copy of the weights, and computes as the LSTM does in inference: without dropout,
+    recording nothing, leaving what the LSTM has recorded alone. When a weight is set by
+    `Parameter.set_value`, `set_state_dict`, an optimiser or `LSTM.to`, a call raises until
+    `refresh` takes a new copy. Raw writes into ``parameter.data[...]`` are neither seen nor
+    noticed.
+
+    Streams of one LSTM are independent. One stream serves one thread at a time; threads that
+    share it need a lock of their own around each call. On CuPy everything runs in the current
+    stream of CUDA, and nothing synchronises.
+
+    Attributes
+    ----------
+    batch : int
+        B, rows of every call.
+    time_major : bool
+        Whether time is the first axis of calls with several steps: that of the LSTM when the
+        stream was made.
+
+    Examples
+    --------
+    >>> import numpy
+    >>> from cupy_lstm import LSTM
+    >>> stream = LSTM(3, 4).stream(2)
+    >>> stream(numpy.zeros((2, 3), "float32")).shape
+    (2, 4)
+    >>> stream(numpy.zeros((2, 5, 3), "float32")).shape
+    (2, 5, 4)
+    """
+
+    def __init__(self, layers: Sequence[LayerParameters], batch: int, time_major: bool) -> None:
+        self.batch = batch
+        self.time_major = time_major
+        self._layers = layers
+        self._snapshot = _Snapshot(layers, batch)
+        self._states: list[States] = []
+        self.reset()
+
+    def __call__(self, inputs: Array, *, out: Array | None = None) -> Array:
+        """Run one step, or several, from the state the last call left.
+
+        Parameters
+        ----------
+        inputs : array [B,I], or [B,n,I], or [n,B,I] if `time_major`
+            One step, or n >= 0 of them. In the dtype and on the device of the weights, any
+            strides, never written.
+        out : array like the outputs, optional
+            Receives them; any strides. It must not overlap `inputs`. On CuPy, views whose ranges
+            of addresses meet count as overlapping.
+
+        Returns
+        -------
+        array [B,P], or [B,n,P], or [n,B,P]
+            h of the last layer at each step: a new array, or `out`.
+
+        Raises
+        ------
+        RuntimeError
+            If the weights changed since the snapshot.
+        TypeError
+            If an argument is no array, or is on another device than the weights.
+        ValueError
+            If shapes or dtypes do not fit, `out` is read-only or overlaps `inputs`, or a forced
+            engine cannot serve the call. After an error the state is as it was; `out` may have
+            been written.
+        """
+        snapshot = self._snapshot
+        if snapshot.versions != versions(self._layers):
+            raise RuntimeError(
+                "the weights have changed since the snapshot of this stream: call "
+                "stream.refresh() to go on with the new ones (the state is kept)"
+            )
+        require_current_device(snapshot.like, "the weights")
+        inputs = self._checked_inputs(inputs)
+        like, xp = snapshot.like, array_module(inputs)
+        shape = (*inputs.shape[:-1], snapshot.outputs)
+        if out is None:
+            out = xp.empty(shape, like.dtype)
+        else:
+            _check_out(out, shape, inputs, like)
+        x, y = self._over_time(inputs), self._over_time(out)[:, :, None]
+        n, last = len(x), len(self._states) - 1
+        states = []
+        for k, sweep in enumerate(snapshot.sweeps(n)):
+            target = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
+            states.append(sweep.run(x, target, self._states[k]))
+            x = target[:, :, 0]
+        self._states = states
+        return out
+
+    @property
+    def state(self) -> States:
+        """The state h [L,B,P] and c [L,B,H] as copies; it can be set.
+
+        c is float32 for half types. A state that is set is checked and copied.
+
+        Raises
+        ------
+        TypeError, ValueError
+            On setting something that is no pair of arrays as wanted; nothing changes then.
+        """
+        h, c = zip(*self._states, strict=True)
+        xp = array_module(h[0])
+        with on_device_of(h[0]):
+            return xp.concatenate(h), xp.concatenate(c)
+
+    @state.setter
+    def state(self, value: States) -> None:
+        like, (P, H) = self._snapshot.like, self._state_sizes()
+        L, B, sums = len(self._layers), self.batch, sum_dtype(like.dtype)
+        h, c = checked_pair("state", value)
+        h = checked_array("state[0] (h)", h, like, "the weights", (L, B, P))
+        c = checked_array("state[1] (c)", c, like, "the weights", (L, B, H), sums)
+        with on_device_of(like):
+            self._states = [(h[k : k + 1].copy(), c[k : k + 1].copy()) for k in range(L)]
+
+    def reset(self, rows: Any = None) -> None:
+        """Set the state of all rows, or of some of them, to zero.
+
+        Parameters
+        ----------
+        rows : int, sequence of int, or mask [B] of bool, optional
+            Which rows, each from 0 to B-1; default all. Numbers are checked on the host, so an
+            array of them must be there; a mask may be on the device of the weights, too.
+
+        Raises
+        ------
+        TypeError
+            If `rows` is something else, or numbers or a mask on a device where they cannot be.
+        ValueError
+            If there is no such row, or the shape of a mask does not fit.
+        """
+        like, B = self._snapshot.like, self.batch
+        xp, (P, H) = array_module(like), self._state_sizes()
+        with on_device_of(like):
+            if rows is None:
+                sums = sum_dtype(like.dtype)
+                self._states = [
+                    (xp.zeros((1, B, P), like.dtype), xp.zeros((1, B, H), sums))
+                    for _ in self._layers
+                ]
+                return
+            mask = xp.asarray(_checked_rows(rows, B, like))[:, None]
+            for state in self._states:
+                for array in state:
+                    # Assigned, never multiplied: a row may hold NaN.
+                    xp.copyto(array, 0, where=mask)
+
+    def refresh(self) -> None:
+        """Copy the weights of the LSTM anew; the state stays.
+
+        Raises
+        ------
+        RuntimeError
+            If the LSTM has moved or has another dtype since the stream was made. The stream is
+            left as it was then.
+        """
+        here, now = self._snapshot.like, self._layers[0].arrays().weight_ih
+        if now.dtype != here.dtype or location(now) != location(here):
+            raise RuntimeError(
+                f"the LSTM is {now.dtype} on {location(now)}, but was {here.dtype} on "
+                f"{location(here)} when this stream was made: make a new one with lstm.stream(...)"
+            )
+        self._snapshot = _Snapshot(self._layers, self.batch)
+
+    def _state_sizes(self) -> tuple[int, int]:
+        """Return P and H."""
+        return self._snapshot.outputs, self._snapshot.like.shape[1] // 4
+
+    def _checked_inputs(self, inputs: object) -> Array:
+        like, B = self._snapshot.like, self.batch
+        any_shape = (None,) * getattr(inputs, "ndim", 0)
+        array = checked_array("inputs", inputs, like, "the weights", any_shape)
+        I = like.shape[2]  # noqa: E741
+        if array.ndim not in (2, 3) or self._over_time(array).shape[1:] != (B, I):
+            several = f"[steps, {B}, {I}]" if self.time_major else f"[{B}, steps, {I}]"
+            raise ValueError(
+                f"inputs has shape {list(array.shape)}, but must have shape [{B}, {I}] for one "
+                f"step, or {several} for several"
+            )
+        return array
+
+    def _over_time(self, array: Array) -> Array:
+        """Return inputs or outputs as a view [n,B,F]."""
+        if array.ndim == 2:
+            return array[None]
+        return array if self.time_major else array.swapaxes(0, 1)
+
+
+@dataclass(frozen=True)
+class _LayerSweep:
+    """One layer's sweep over some number of steps: its engine, and what that engine wants.
+
+    Attributes
+    ----------
+    weights : LayerWeights, or what the engine's `prepare` has made of them
+        Given to the engine as its weights.
+    chunk : int
+        Steps the engine takes at once.
+    """
+
+    engine: ModuleType
+    weights: Any
+    chunk: int
+
+    def run(self, x: Array, y: Array, states: States) -> States:
+        """Run over x [n,B,I] into y [n,B,1,P]; return the states after it, new arrays."""
+        after: States
+        after, _ = self.engine.forward(
+            x, self.weights, states, None, reverse=(False,), y=y, keep=False, chunk=self.chunk
+        )
+        return after
+
+
+class _Snapshot:
+    """The weights of an LSTM at one moment, and what the engines make of them.
+
+    Attributes
+    ----------
+    versions : list of tuple of int
+        The versions of the weights.
+    like : array [1,4H,I]
+        A weight of the first layer, for its dtype, its place and its shape.
+    outputs : int
+        P.
+    """
+
+    def __init__(self, layers: Sequence[LayerParameters], batch: int) -> None:
+        # The versions come first: a change while the copies are made is noticed then.
+        self.versions = versions(layers)
+        self._batch = batch
+        with on_device_of(layers[0].arrays().weight_ih):
+            self._weights = [_copied(layer.arrays()) for layer in layers]
+            self.like: Array = self._weights[0].weight_ih
+            self.outputs: int = self._weights[0].weight_hh.shape[2]
+            self._prepared: dict[tuple[str, int], Any] = {}
+            self._sweeps: dict[tuple[int, str], list[_LayerSweep]] = {}
+            # What one step needs is prepared now, not while the first one waits.
+            self.sweeps(1)
+
+    def sweeps(self, steps: int) -> list[_LayerSweep]:
+        """Return the sweep of each layer over `steps` steps, with the engine that is forced."""
+        key = steps, forced_engine()
+        found = self._sweeps.get(key)
+        if found is None:
+            if len(self._sweeps) == PLANS_KEPT:
+                self._sweeps.clear()
+            found = [self._sweep(layer, *key) for layer in range(len(self._weights))]
+            self._sweeps[key] = found
+        return found
+
+    def _sweep(self, layer: int, steps: int, forced: str) -> _LayerSweep:
+        weights, like = self._weights[layer], self.like
+        shape, module = layer_shape(steps, self._batch, weights), array_module(like).__name__
+        plan = plan_sweep(shape, sum_dtype(like.dtype).itemsize, module, False, forced)
+        engine = engines.load(plan.engine)
+        key = plan.engine, layer
+        if key not in self._prepared:
+            prepare = getattr(engine, "prepare", None)
+            self._prepared[key] = weights if prepare is None else prepare(weights)
+        return _LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
+
+
+def _copied(weights: LayerWeights) -> LayerWeights:
+    return LayerWeights(*(None if weight is None else weight.copy() for weight in weights))
+
+
+def _check_out(out: object, shape: tuple[int, ...], inputs: Array, like: Array) -> None:
+    """Raise unless outputs of this shape can go into `out`."""
+    array = checked_array("out", out, like, "the weights", shape)
+    if isinstance(array, numpy.ndarray):
+        if not array.flags.writeable:
+            raise ValueError("out is read-only: pass an array that can be written")
+        overlap = numpy.shares_memory(array, inputs)
+    else:
+        # Ranges of addresses only: CuPy compares single addresses on the GPU, and waits for it.
+        overlap = array_module(array).may_share_memory(array, inputs)
+    if overlap:
+        raise ValueError("out overlaps inputs in memory: pass an array of its own")
+
+
+def _checked_rows(rows: object, B: int, like: Array) -> Array:
+    """Return rows as a mask [B] of bool, on the host or where `like` is."""
+    wanted = f"rows must be an integer, a sequence of integers or a mask [{B}] of bool"
+    array: Array = rows
+    if not is_array(rows):
+        try:
+            array = numpy.asarray(rows)
+        except ValueError:
+            raise TypeError(f"{wanted}, received {rows!r}") from None
+        if array.shape == (0,):
+            array = array.astype("int64")
+    if array.dtype == bool and array.ndim > 0:
+        if array.shape != (B,):
+            raise ValueError(
+                f"rows has shape {list(array.shape)}, but a mask must have shape [{B}]"
+            )
+        if not isinstance(array, numpy.ndarray):
+            require_same_place("rows", array, like, "the weights")
+        return array
+    if array.dtype.kind not in "iu" or array.ndim > 1:
+        raise TypeError(f"{wanted}, received {rows!r}")
+    if not isinstance(array, numpy.ndarray):
+        raise TypeError(
+            f"rows is on {location(array)}, but numbers of rows must be on the host, where they "
+            f"are checked: pass those, or a mask [{B}] of bool"
+        )
+    numbers = numpy.atleast_1d(array)
+    wrong = numpy.flatnonzero((numbers < 0) | (numbers >= B))
+    if wrong.size:
+        place = f"[{wrong[0]}]" if array.ndim else ""
+        raise ValueError(f"rows{place} is {numbers[wrong[0]]}, but rows go from 0 to {B - 1}")
+    mask = numpy.zeros(B, bool)
+    mask[numbers] = True
+    return mask
