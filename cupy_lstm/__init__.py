@@ -4,6 +4,7 @@ from cupy_lstm import initializer, regularizer
 from cupy_lstm.cell import LSTMCell
 from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
 from cupy_lstm.dropout import Dropout
+from cupy_lstm.engines import warmup
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
@@ -61,4 +62,5 @@ __all__ = [
     "regularizer",
     "sliding_windows",
     "softmax_cross_entropy",
+    "warmup",
 ]

@@ -14,12 +14,14 @@ import numpy
 
 import cupy_lstm
 from cupy_lstm import kernels
-from cupy_lstm.plan import ENGINES
+from cupy_lstm.backend import MODULES
+from cupy_lstm.plan import ENGINES, simd_missing, why_not
 
 Facts = dict[str, dict[str, str]]
 
 OPTIONAL = {
     "cuda12x": ("ml_dtypes",),
+    "fast": ("numba",),
     "forecast": ("pandas", "matplotlib", "tqdm", "safetensors", "statsmodels", "pyarrow"),
 }
 """The extras a user may want and what they bring, beside CuPy itself."""
@@ -116,10 +118,13 @@ def engine_facts(why_no_gpu: str) -> dict[str, str]:
     """Say for each engine and array module whether it can run, and if not, why."""
     engines = {}
     for engine, description in ENGINES.items():
-        engines[f"{engine} on numpy"] = f"available: {description}"
-        engines[f"{engine} on cupy"] = (
-            f"not available: {why_no_gpu}" if why_no_gpu else f"available: {description}"
-        )
+        for module in MODULES:
+            obstacle = why_not(engine, module, simd_missing())
+            if module == "cupy" and not obstacle:
+                obstacle = why_no_gpu
+            engines[f"{engine} on {module}"] = (
+                f"not available: {obstacle}" if obstacle else f"available: {description}"
+            )
     return engines
 
 

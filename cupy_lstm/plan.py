@@ -5,6 +5,8 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 """
 
 from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
 
 from cupy_lstm.backend import MODULES
 from cupy_lstm.checks import checked_choice, checked_direction, checked_integer, checked_projection
@@ -12,6 +14,7 @@ from cupy_lstm.notation import Shape
 
 ENGINES = {
     "stepwise": "a loop over the steps, one GEMM and the gates each; runs everywhere",
+    "simd": "one compiled sweep over all steps, in the vectors of the CPU",
 }
 """The engines by name, each a module of `cupy_lstm.engines`."""
 
@@ -23,6 +26,12 @@ PRODUCT_BYTES = 32 * 2**20
 
 CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 """Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
+
+SIMD_CHUNK_BYTES = 256 * 2**10
+"""The same for the engine simd, whose weights should stay in the nearest large cache, too."""
+
+SIMD_BYTES = 64
+"""The widest vector there is; the engine simd rounds sizes up to whole vectors."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +61,26 @@ def checked_engine(argument: str, value: object) -> str:
     return checked_choice(argument, value, ("auto", *ENGINES))
 
 
+@cache
+def simd_missing() -> str:
+    """Return why the engine simd cannot run on this host, or an empty text."""
+    return "" if find_spec("numba") else "Numba is not installed: pip install 'cupy_lstm[fast]'"
+
+
+def why_not(engine: str, module: str, missing: str) -> str:
+    """Return why an engine cannot serve arrays of a module, or an empty text."""
+    if engine != "simd":
+        return ""
+    return "it runs on NumPy arrays only" if module != "numpy" else missing
+
+
 def plan_sweep(
-    shape: Shape, itemsize: int, module: str = "numpy", training: bool = True, forced: str = "auto"
+    shape: Shape,
+    itemsize: int,
+    module: str = "numpy",
+    training: bool = True,
+    forced: str = "auto",
+    missing: str | None = None,
 ) -> Plan:
     """Plan one layer's sweep.
 
@@ -69,21 +96,47 @@ def plan_sweep(
         Whether a backward pass follows, which needs the larger workspace.
     forced : str
         An engine's name, or ``"auto"``.
+    missing : str, optional
+        Why the engine simd cannot run, empty if it can; default: what is true of this host.
 
     Returns
     -------
     Plan
         The engine, its chunks, and the reason.
+
+    Raises
+    ------
+    ValueError
+        If the forced engine cannot serve the sweep.
     """
-    if forced == "auto":
-        engine, reason = "stepwise", "it is the only engine"
-    else:
+    missing = simd_missing() if missing is None else missing
+    if forced != "auto":
+        obstacle = why_not(forced, module, missing)
+        if obstacle:
+            raise ValueError(f"the engine {forced!r} cannot serve this call: {obstacle}")
         engine, reason = forced, "forced by cupy_lstm.engine(...)"
-    step = step_bytes(shape, itemsize, training)
-    fixed = fixed_bytes(shape, itemsize, training)
-    budget = max(0, min(CHUNK_BYTES[module], WORKSPACE_LIMIT - fixed))
+    elif obstacle := why_not("simd", module, missing):
+        engine, reason = "stepwise", f"not simd, {obstacle}"
+    else:
+        engine, reason = "simd", "the fastest on a CPU"
+    if engine == "simd":
+        step = simd_step_bytes(shape, itemsize, training)
+        fixed, aim = simd_fixed_bytes(shape, itemsize, training), SIMD_CHUNK_BYTES
+    else:
+        step = step_bytes(shape, itemsize, training)
+        fixed, aim = fixed_bytes(shape, itemsize, training), CHUNK_BYTES[module]
+    budget = max(0, min(aim, WORKSPACE_LIMIT - fixed))
     steps = max(1, min(max(shape.T, 1), budget // max(step, 1)))
     return Plan(engine, steps, fixed + steps * step, reason)
+
+
+def simd_step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
+    """Return the workspace that every step of a chunk adds in the engine simd, in bytes.
+
+    Two addresses for every row, and the gates, which lie in the tape if there is one.
+    """
+    gates = 0 if training else 4 * in_vectors(shape.H, itemsize)
+    return shape.D * shape.B * (gates * itemsize + 16)
 
 
 def step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
@@ -112,6 +165,24 @@ def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     row = D * max(I, P) * itemsize
     product = min(4 * H * row, max(row, PRODUCT_BYTES)) if training else 0
     return D * (step + 8 * H) * itemsize + product
+
+
+def simd_fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
+    """Return the workspace of the engine simd that does not depend on the chunk, in bytes.
+
+    The packed weights, once for forward, and for backward beside as many sums; the states, and
+    in backward four addresses for every row and three for every slot of a step.
+    """
+    _, B, I, H, P, D = shape  # noqa: E741
+    I, H, P = (in_vectors(size, itemsize) for size in (I, H, P))  # noqa: E741
+    weights = 4 * H * (I + P + 1) + (H * P if shape.P != shape.H else 0)
+    return D * (weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize
+
+
+def in_vectors(size: int, itemsize: int) -> int:
+    """Return a number of elements rounded up to whole vectors of the widest kind."""
+    lanes = SIMD_BYTES // itemsize
+    return -(-size // lanes) * lanes
 
 
 def explain_plan(

@@ -6,7 +6,10 @@ Arrays over time are given in the caller's layout and order, for an engine to re
 place. `cupy_lstm.plan` chooses among the engines.
 """
 
+from collections.abc import Sequence
 from types import ModuleType
+
+from cupy_lstm.plan import simd_missing
 
 
 def load(name: str) -> ModuleType:
@@ -14,3 +17,34 @@ def load(name: str) -> ModuleType:
     from importlib import import_module
 
     return import_module(f"cupy_lstm.engines.{name}")
+
+
+def warmup(dtypes: Sequence[str] = ("float32", "float64")) -> bool:
+    """Compile the kernels of the CPU, or read them from disk, so that no later call waits.
+
+    Parameters
+    ----------
+    dtypes : sequence of str
+        Of ``"float32"`` and ``"float64"``.
+
+    Returns
+    -------
+    bool
+        Whether there are such kernels: False without Numba, where nothing is compiled.
+
+    Raises
+    ------
+    ValueError
+        If a dtype is none of them.
+    """
+    for dtype in dtypes:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"dtypes must be of ('float32', 'float64'), received {dtype!r}")
+    if simd_missing():
+        return False
+    from cupy_lstm.simd.compiled import KERNELS, host_lanes, kernel
+
+    for dtype in dtypes:
+        for function in KERNELS:
+            kernel(function, host_lanes(dtype))
+    return True

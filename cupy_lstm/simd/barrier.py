@@ -1,0 +1,43 @@
+"""Where threads that share rows meet: one counter in memory, which only grows."""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import njit, types
+from numba.extending import intrinsic
+
+from cupy_lstm.simd.vector import WORD, pointer
+
+
+@intrinsic
+def _add_one(context: Any, counter: Any) -> Any:
+    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
+        place = pointer(builder, operands[0])
+        builder.atomic_rmw("add", place, ir.Constant(WORD, 1), "seq_cst")
+        return context.get_dummy_value()
+
+    return types.void(types.int64), lower
+
+
+@intrinsic
+def _current(context: Any, counter: Any) -> Any:
+    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
+        place = pointer(builder, operands[0])
+        return builder.load_atomic(place, "acquire", 8, typ=WORD)
+
+    return types.int64(types.int64), lower
+
+
+_give_way = types.ExternalFunction("sched_yield", types.int32())
+
+
+@njit(nogil=True)
+def meet(counter: int, target: int) -> None:
+    """Wait until the threads have come here `target` times in all."""
+    _add_one(counter)
+    tries = 0
+    while _current(counter) < target:
+        tries += 1
+        # Where there are more threads than cores, the one that is waited for must run.
+        if tries > 2000:
+            _give_way()

@@ -1,0 +1,156 @@
+"""The kernels, compiled for this host: which they are, for which vectors, and where they are kept.
+
+A kernel is compiled once for a dtype, whatever the sizes of a layer, and kept on disk under a key
+of the host, Numba's version and the text of all sources of kernels, because Numba alone looks at
+one file only.
+"""
+
+import hashlib
+import sys
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from llvmlite import binding
+from numba import types
+from numba.core import caching
+from numba.core.registry import cpu_target
+
+from cupy_lstm.simd import backward, forward, packing
+from cupy_lstm.simd.vector import Lanes, LanesType
+
+Kernel = Callable[..., None]
+
+KERNELS: dict[Any, type | int] = {
+    forward.forward_sweep: forward.ForwardJob,
+    backward.backward_sweep: backward.BackwardJob,
+    backward.add_outer_products: backward.ProductJob,
+    backward.add_input_gradient: backward.InputGradientJob,
+    forward.project_steps: forward.ProjectionJob,
+    packing.pack_by_units: 4,
+    packing.unpack_by_units: 7,
+    packing.pack_bias: 4,
+    packing.unpack_bias: 3,
+    packing.pack_gate_rows: 4,
+    packing.pack_columns: 4,
+    packing.pack_columns_transposed: 4,
+}
+"""The kernels that are called from Python, each with the named tuple of integers it takes, or
+with the number of integers. All take a `Lanes` first."""
+
+
+@cache
+def host_lanes(dtype: str) -> Lanes:
+    """Return the kind of vector that fits this host's registers."""
+    return lanes_for(dtype, binding.get_host_cpu_features(), binding.get_default_triple())
+
+
+def lanes_for(dtype: str, features: "dict[str, bool]", triple: str) -> Lanes:
+    """Return the kind of vector that fits a host.
+
+    Parameters
+    ----------
+    dtype : str
+        ``"float32"`` or ``"float64"``.
+    features : dict of bool
+        Features of the host by LLVM's names.
+    triple : str
+        LLVM's name of the host.
+    """
+    size = 4 if dtype == "float32" else 8
+    if features.get("avx512f"):
+        return Lanes(dtype, 64 // size, 6)
+    if features.get("avx2"):
+        return Lanes(dtype, 32 // size, 3)
+    # NEON has 32 registers of 16 bytes, SSE has 16.
+    return Lanes(dtype, 16 // size, 6 if triple.startswith(("aarch64", "arm64")) else 3)
+
+
+_compiling = Lock()
+_compiled: dict[tuple[str, Lanes], Kernel] = {}
+
+
+def kernel(function: Any, lanes: Lanes) -> Kernel:
+    """Return a kernel of `KERNELS` for a kind of vector; compiled, or read from disk, once."""
+    key = (function.__name__, lanes)
+    if key not in _compiled:
+        with _compiling:
+            if key not in _compiled:
+                _compiled[key] = _compile(function, lanes)
+    return _compiled[key]
+
+
+def _compile(function: Any, lanes: Lanes) -> Kernel:
+    arguments = KERNELS[function]
+    if isinstance(arguments, int):
+        parameters = [types.int64] * arguments
+    else:
+        parameters = [types.NamedUniTuple(types.int64, len(arguments._fields), arguments)]
+    signature = types.void(LanesType(lanes), *parameters)
+    kept = _kept(function)
+    if kept is None or not kept.holds(signature):
+        _announce(lanes.dtype, "nowhere" if kept is None else kept.cache_path)
+    if kept is not None:
+        function._cache = kept
+    return function.compile(signature)
+
+
+@cache
+def _announce(dtype: str, place: str) -> None:
+    """Say once that there is something to wait for."""
+    print(
+        f"cupy_lstm: compiling the {dtype} kernels of the CPU, a few seconds, once "
+        f"(kept in {place})",
+        file=sys.stderr,
+    )
+
+
+@cache
+def source_hash() -> str:
+    """Return a hash of all sources of kernels."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
+
+
+class _AllSources:
+    """A cache of Numba's that is stale as soon as any source of a kernel has changed."""
+
+    def get_source_stamp(self) -> str:
+        return source_hash()
+
+
+class _UserProvided(_AllSources, caching.UserProvidedCacheLocator):  # type: ignore[misc]
+    pass
+
+
+class _InTree(_AllSources, caching.InTreeCacheLocator):  # type: ignore[misc]
+    pass
+
+
+class _UserWide(_AllSources, caching.UserWideCacheLocator):  # type: ignore[misc]
+    pass
+
+
+class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+    _locator_classes = [_UserProvided, _InTree, _UserWide]  # noqa: RUF012 - Numba's own name
+
+
+class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+    _impl_class = _KernelCacheImpl
+
+    def holds(self, signature: Any) -> bool:
+        """Whether a kernel can be read from disk."""
+        key = self._index_key(signature, cpu_target.target_context.codegen())
+        return key in self._cache_file._load_index()
+
+
+def _kept(function: Any) -> _KernelCache | None:
+    """Return where a kernel is kept; None where no folder can be written."""
+    try:
+        return _KernelCache(function.py_func)
+    except RuntimeError:
+        return None

@@ -1,0 +1,399 @@
+"""The forward sweep of one direction, compiled: all steps of a slice of the batch.
+
+Rows are independent, so a thread takes its slice through all steps. Where the batch is too small
+for that, threads take the same rows and different units, and meet after every step.
+"""
+
+from typing import Any, NamedTuple
+
+from numba import njit
+
+from cupy_lstm.simd.barrier import meet
+from cupy_lstm.simd.functions import sigmoid, tanh
+from cupy_lstm.simd.packing import panel_width
+from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.vector import (
+    fused,
+    itemsize,
+    keep_first,
+    lane_count,
+    load,
+    load_first,
+    read,
+    splat,
+    store,
+    store_first,
+    tile_rows,
+    write,
+)
+
+
+class ForwardJob(NamedTuple):
+    """One thread's part of a forward sweep: sizes, addresses, and strides in bytes.
+
+    Rows are numbered by falling length, so the rows that take part at a time are the first ones.
+    A *slot* is one such row at one time; the slots of a time lie together. Tables hold 64-bit
+    integers.
+
+    Attributes
+    ----------
+    steps, time, direction
+        Number of steps, time of the first, 1 or -1 from one to the next.
+    counts, slots, order
+        Tables: how many rows take part at each time, the first slot of each time, the batch row
+        of each row.
+    first_row, last_row, first_unit_block, last_unit_block
+        The part.
+    input_size, hidden_size, output_size
+        I, H, P.
+    weight_ih, weight_hh, weight_ho, bias
+        Packed; weight_ho is 0 without a projection.
+    x, x_time, x_row
+        Input [T,B,I].
+    y, y_time, y_row, cells, cells_time, cells_row
+        Outputs [T,B,P] and [T,B,H]; `cells` 0 for none.
+    h, c, m
+        States [2][B][P] and [B][H], in whole vectors: the outputs after even and odd steps, and
+        the cell states. `m` is scratch [B][H] before a projection.
+    gates, cell_steps
+        Gates and c of every slot for the backward pass; `cell_steps` is 0, and `gates` is scratch
+        for the slots of a chunk, where none follows.
+    chunk
+        Steps whose input projection is done at once.
+    tables
+        Scratch for two tables of the slots of a chunk.
+    team, barrier
+        Threads that share these rows, and where they meet.
+    """
+
+    steps: int
+    time: int
+    direction: int
+    counts: int
+    slots: int
+    order: int
+    first_row: int
+    last_row: int
+    first_unit_block: int
+    last_unit_block: int
+    batch: int
+    input_size: int
+    hidden_size: int
+    output_size: int
+    weight_ih: int
+    weight_hh: int
+    weight_ho: int
+    bias: int
+    x: int
+    x_time: int
+    x_row: int
+    y: int
+    y_time: int
+    y_row: int
+    cells: int
+    cells_time: int
+    cells_row: int
+    h: int
+    c: int
+    m: int
+    gates: int
+    cell_steps: int
+    chunk: int
+    tables: int
+    team: int
+    barrier: int
+
+
+@njit(nogil=True)
+def copy_numbers(lanes: Any, source: int, target: int, count: int) -> None:
+    """Copy some neighbouring numbers."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    k = 0
+    while k + lane <= count:
+        store(target + k * size, load(lanes, source + k * size))
+        k += lane
+    if k < count:
+        there = count - k
+        store_first(target + k * size, load_first(lanes, source + k * size, there), there)
+
+
+@njit(nogil=True)
+def clear_numbers(lanes: Any, target: int, count: int) -> None:
+    """Set some neighbouring numbers to zero."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    for k in range(0, count, lane):
+        store_first(target + k * size, splat(lanes, 0.0), min(lane, count - k))
+
+
+@njit(nogil=True)
+def forward_sweep(lanes: Any, job: Any) -> None:
+    """Run a forward sweep."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    vector = lane * size
+    blocks = -(-job.hidden_size // lane)
+    gate_bytes = blocks * 4 * vector
+    capacity = job.chunk * (job.last_row - job.first_row)
+    inputs, gates = job.tables, job.tables + 8 * capacity
+    constants = gates + 8 * capacity
+    for r in range(tile_rows(lanes)):
+        write(constants + 8 * r, job.bias)
+    meetings = 0
+    for first in range(0, job.steps, job.chunk):
+        last = min(first + job.chunk, job.steps)
+        # The slots of the chunk.
+        n = 0
+        for s in range(first, last):
+            time = job.time + s * job.direction
+            for row in range(job.first_row, min(job.last_row, read(job.counts + 8 * time))):
+                place = job.x + time * job.x_time + read(job.order + 8 * row) * job.x_row
+                slot = n
+                if job.cell_steps != 0:
+                    slot = read(job.slots + 8 * time) + row
+                write(inputs + 8 * n, place)
+                write(gates + 8 * n, job.gates + slot * gate_bytes)
+                n += 1
+        for j in range(job.first_unit_block, job.last_unit_block):
+            panel = job.weight_ih + j * job.input_size * 4 * vector
+            for r in range(0, n, tile_rows(lanes)):
+                multiply_tile(
+                    lanes,
+                    4,
+                    False,
+                    min(tile_rows(lanes), n - r),
+                    job.input_size,
+                    inputs + 8 * r,
+                    size,
+                    panel,
+                    4 * vector,
+                    constants,
+                    gates + 8 * r,
+                    j * 4 * vector,
+                    vector,
+                )
+        n = 0
+        for s in range(first, last):
+            time = job.time + s * job.direction
+            active = max(0, min(job.last_row, read(job.counts + 8 * time)) - job.first_row)
+            forward_step(lanes, job, s, time, active, gates + 8 * n, inputs + 8 * n)
+            n += active
+            if job.team > 1:
+                meetings += 1
+                meet(job.barrier, job.team * meetings)
+
+
+@njit(nogil=True)
+def forward_step(
+    lanes: Any, job: Any, s: int, time: int, active: int, gates: int, h_rows: int
+) -> None:
+    """Run one step for the `active` first rows; `gates` is the table of their gates.
+
+    The table of their inputs is no longer needed, and takes the addresses of h before the step.
+    """
+    lane, size = lane_count(lanes), itemsize(lanes)
+    vector = lane * size
+    H, P = job.hidden_size, job.output_size
+    c_bytes = -(-H // lane) * vector
+    h_bytes = -(-P // lane) * vector
+    h_from = job.h + ((s % 2) * job.batch + job.first_row) * h_bytes
+    h_to = job.h + ((1 - s % 2) * job.batch + job.first_row) * h_bytes
+    c = job.c + job.first_row * c_bytes
+    m, m_bytes = h_to, h_bytes
+    if job.weight_ho != 0:
+        m, m_bytes = job.m + job.first_row * c_bytes, c_bytes
+    slot = read(job.slots + 8 * time) + job.first_row
+    for row in range(active):
+        write(h_rows + 8 * row, h_from + row * h_bytes)
+    for j in range(job.first_unit_block, job.last_unit_block):
+        panel = job.weight_hh + j * P * 4 * vector
+        there = min(lane, H - j * lane)
+        for r in range(0, active, tile_rows(lanes)):
+            n = min(tile_rows(lanes), active - r)
+            multiply_tile(
+                lanes,
+                4,
+                False,
+                n,
+                P,
+                h_rows + 8 * r,
+                size,
+                panel,
+                4 * vector,
+                gates + 8 * r,
+                gates + 8 * r,
+                j * 4 * vector,
+                vector,
+            )
+            for row in range(r, r + n):
+                z = read(gates + 8 * row) + j * 4 * vector
+                # Beyond the last unit all is zero, so that nothing there can become NaN.
+                i = sigmoid(lanes, keep_first(load(lanes, z), there))
+                f = sigmoid(lanes, keep_first(load(lanes, z + vector), there))
+                g = tanh(lanes, keep_first(load(lanes, z + 2 * vector), there))
+                o = sigmoid(lanes, keep_first(load(lanes, z + 3 * vector), there))
+                place = c + row * c_bytes + j * vector
+                state = fused(f, load(lanes, place), i * g)
+                store(place, state)
+                store(m + row * m_bytes + j * vector, o * tanh(lanes, state))
+                if job.cell_steps != 0:
+                    store(z, i)
+                    store(z + vector, f)
+                    store(z + 2 * vector, g)
+                    store(z + 3 * vector, o)
+                    store(job.cell_steps + (slot + row) * c_bytes + j * vector, state)
+    if job.weight_ho != 0:
+        for row in range(active):
+            write(gates + 8 * row, m + row * m_bytes)
+            write(h_rows + 8 * row, h_to + row * h_bytes)
+            clear_numbers(lanes, h_to + row * h_bytes, h_bytes // size)
+        multiply_rows(lanes, active, H, P, 0, -(-P // lane), gates, job.weight_ho, h_rows, h_rows)
+    first = job.first_unit_block * lane
+    last = min(P, job.last_unit_block * lane)
+    if job.weight_ho != 0:
+        last = P
+    for row in range(active):
+        batch_row = read(job.order + 8 * (job.first_row + row))
+        target = job.y + time * job.y_time + batch_row * job.y_row
+        copy_numbers(
+            lanes, h_to + row * h_bytes + first * size, target + first * size, last - first
+        )
+    for row in range(active, job.last_row - job.first_row):
+        batch_row = read(job.order + 8 * (job.first_row + row))
+        target = job.y + time * job.y_time + batch_row * job.y_row
+        clear_numbers(lanes, target + first * size, last - first)
+    if job.cells == 0:
+        return
+    last = min(H, job.last_unit_block * lane)
+    for row in range(active):
+        batch_row = read(job.order + 8 * (job.first_row + row))
+        target = job.cells + time * job.cells_time + batch_row * job.cells_row
+        copy_numbers(lanes, c + row * c_bytes + first * size, target + first * size, last - first)
+    for row in range(active, job.last_row - job.first_row):
+        batch_row = read(job.order + 8 * (job.first_row + row))
+        target = job.cells + time * job.cells_time + batch_row * job.cells_row
+        clear_numbers(lanes, target + first * size, last - first)
+
+
+@njit(nogil=True)
+def multiply_rows(
+    lanes: Any,
+    rows: int,
+    terms: int,
+    columns: int,
+    first: int,
+    last: int,
+    a: int,
+    packed: int,
+    start: int,
+    out: int,
+) -> None:
+    """Multiply rows with a matrix packed by columns: out = start + A B, all tables of rows.
+
+    Parameters
+    ----------
+    rows, terms, columns : int
+        Sizes of the product.
+    first, last : int
+        Blocks of columns to compute; multiples of four, or the end.
+    """
+    lane, size = lane_count(lanes), itemsize(lanes)
+    vector = lane * size
+    blocks = -(-columns // lane)
+    v = first
+    while v < last:
+        width = panel_width(v, blocks)
+        panel = packed + v * terms * vector
+        for r in range(0, rows, tile_rows(lanes)):
+            n = min(tile_rows(lanes), rows - r)
+            if width == 4:
+                multiply_tile(
+                    lanes,
+                    4,
+                    False,
+                    n,
+                    terms,
+                    a + 8 * r,
+                    size,
+                    panel,
+                    4 * vector,
+                    start + 8 * r,
+                    out + 8 * r,
+                    v * vector,
+                    vector,
+                )
+            else:
+                multiply_tile(
+                    lanes,
+                    1,
+                    False,
+                    n,
+                    terms,
+                    a + 8 * r,
+                    size,
+                    panel,
+                    vector,
+                    start + 8 * r,
+                    out + 8 * r,
+                    v * vector,
+                    vector,
+                )
+        v += width
+
+
+class ProjectionJob(NamedTuple):
+    """Rows to project: out = m W_ho.
+
+    Attributes
+    ----------
+    first, last
+        The rows.
+    terms, columns
+        H and P.
+    m, m_bytes, out, out_bytes
+        Addresses of row 0, and bytes to the next one.
+    weight_ho
+        Packed.
+    zeros
+        A row of zeros, as long as an output.
+    tables, chunk
+        Scratch for three tables of `chunk` rows.
+    """
+
+    first: int
+    last: int
+    terms: int
+    columns: int
+    m: int
+    m_bytes: int
+    out: int
+    out_bytes: int
+    weight_ho: int
+    zeros: int
+    tables: int
+    chunk: int
+
+
+@njit(nogil=True)
+def project_steps(lanes: Any, job: Any) -> None:
+    """Project the cell outputs of many steps."""
+    lane = lane_count(lanes)
+    sources, targets = job.tables, job.tables + 8 * job.chunk
+    zeros = targets + 8 * job.chunk
+    for row in range(job.chunk):
+        write(zeros + 8 * row, job.zeros)
+    for first in range(job.first, job.last, job.chunk):
+        n = min(job.chunk, job.last - first)
+        for row in range(n):
+            write(sources + 8 * row, job.m + (first + row) * job.m_bytes)
+            write(targets + 8 * row, job.out + (first + row) * job.out_bytes)
+        multiply_rows(
+            lanes,
+            n,
+            job.terms,
+            job.columns,
+            0,
+            -(-job.columns // lane),
+            sources,
+            job.weight_ho,
+            zeros,
+            targets,
+        )

@@ -1,0 +1,127 @@
+"""The register tile: a small matrix product whose sums stay in registers from first to last.
+
+Everything that costs the engine time is this one loop. A tile has up to `Lanes.rows` rows and
+1 or 4 vectors of columns: 24 sums where there are 32 registers, 12 where there are 16.
+"""
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from cupy_lstm.simd.vector import (
+    BYTE,
+    POINTER,
+    WORD,
+    _splat,
+    load_vector,
+    multiply_add,
+    pointer,
+    store_vector,
+)
+
+
+@intrinsic(prefer_literal=True)
+def multiply_tile(
+    context: Any,
+    lanes: Any,
+    columns: Any,
+    by_step: Any,
+    rows: Any,
+    steps: Any,
+    a: Any,
+    a_step: Any,
+    b: Any,
+    b_step: Any,
+    start: Any,
+    out: Any,
+    offset: Any,
+    column_step: Any,
+) -> Any:
+    """Compute ``out[r] = start[r] + sum_k A[r, k] B[k]`` for a tile of `rows` rows.
+
+    Parameters
+    ----------
+    lanes : Lanes
+        Kind of vector.
+    columns : literal int
+        Vectors of a row.
+    by_step : literal bool
+        How A is found. False: `a` is a table of the addresses of its rows, `a_step` the bytes
+        between numbers of a row. True: `a` is a table of one address for each k, and `a_step`
+        the bytes to add to it for the first row; the rows are neighbours.
+    rows : int
+        1 to `Lanes.rows`.
+    steps : int
+        Terms of the sum.
+    b, b_step : int
+        Address of the columns for k = 0, and bytes from one k to the next.
+    start, out : int
+        Tables of the addresses of the rows to begin with and to write; may be the same.
+    offset, column_step : int
+        Bytes from those addresses to the first vector, and from one vector to the next.
+    """
+    vector, most = lanes.vector, lanes.lanes.rows
+    width, transposed = columns.literal_value, bool(by_step.literal_value)
+    itemsize = vector.scalar.bitwidth // 8
+
+    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
+        rows, steps, a, a_step, b, b_step, start, out, offset, column_step = operands[3:]
+
+        def at(place: Any, distance: Any) -> Any:
+            return builder.gep(place, [distance], source_etype=BYTE)
+
+        def entry(table: Any, index: int) -> Any:
+            place = at(pointer(builder, table), ir.Constant(WORD, 8 * index))
+            return builder.load(place, align=8, typ=POINTER)
+
+        end = builder.append_basic_block("tile_done")
+        cases = [builder.append_basic_block(f"tile_{count}") for count in range(1, most + 1)]
+        switch = builder.switch(rows, end)
+        for count, case in enumerate(cases, 1):
+            switch.add_case(ir.Constant(rows.type, count), case)
+            builder.position_at_end(case)
+            # From zero, as the start may be large: its digits would be lost in every term.
+            sums = [cgutils.alloca_once(builder, vector.llvm) for _ in range(count * width)]
+            for total in sums:
+                builder.store(vector.constant(0.0), total)
+            first = [] if transposed else [entry(a, r) for r in range(count)]
+            with cgutils.for_range(builder, steps) as loop:
+                k = loop.index
+                row = at(pointer(builder, b), builder.mul(k, b_step))
+                step = [
+                    load_vector(
+                        builder, vector, at(row, ir.Constant(WORD, c * vector.count * itemsize))
+                    )
+                    for c in range(width)
+                ]
+                if transposed:
+                    slot = at(pointer(builder, a), builder.mul(k, ir.Constant(WORD, 8)))
+                    base = at(builder.load(slot, align=8, typ=POINTER), a_step)
+                    places = [at(base, ir.Constant(WORD, r * itemsize)) for r in range(count)]
+                else:
+                    distance = builder.mul(k, a_step)
+                    places = [at(place, distance) for place in first]
+                for r, place in enumerate(places):
+                    number = builder.load(place, align=itemsize, typ=vector.element)
+                    factor = _splat(builder, vector, number)
+                    for c in range(width):
+                        total = sums[r * width + c]
+                        builder.store(
+                            multiply_add(builder, vector, factor, step[c], builder.load(total)),
+                            total,
+                        )
+            for r in range(count):
+                source, target = (at(entry(table, r), offset) for table in (start, out))
+                for c in range(width):
+                    total = builder.load(sums[r * width + c])
+                    total = builder.fadd(load_vector(builder, vector, source), total)
+                    store_vector(builder, vector, total, target)
+                    source, target = at(source, column_step), at(target, column_step)
+            builder.branch(end)
+        builder.position_at_end(end)
+        return context.get_dummy_value()
+
+    return types.void(lanes, columns, by_step, *[types.int64] * 10), lower
