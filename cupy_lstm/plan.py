@@ -170,13 +170,17 @@ def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
 def simd_fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace of the engine simd that does not depend on the chunk, in bytes.
 
-    The packed weights, once for forward, and for backward beside as many sums; the states, and
-    in backward four addresses for every row and three for every slot of a step.
+    The packed weights, once for forward, and for backward beside as many sums; the states. A
+    backward pass lists every step of every row, too, with ten numbers, and has h and its gradient
+    of each where there is a projection: a small part of what the tape holds.
     """
-    _, B, I, H, P, D = shape  # noqa: E741
+    T, B, I, H, P, D = shape  # noqa: E741
     I, H, P = (in_vectors(size, itemsize) for size in (I, H, P))  # noqa: E741
-    weights = 4 * H * (I + P + 1) + (H * P if shape.P != shape.H else 0)
-    return D * (weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize
+    projected = shape.P != shape.H
+    weights = 4 * H * (I + P + 1) + (H * P if projected else 0)
+    rows = D * (weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize
+    slots = T * B * D * (80 + (2 * P * itemsize if projected else 0)) if training else 0
+    return rows + slots
 
 
 def in_vectors(size: int, itemsize: int) -> int:

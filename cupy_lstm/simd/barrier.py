@@ -1,5 +1,6 @@
 """Where threads that share rows meet: one counter in memory, which only grows."""
 
+import sys
 from typing import Any
 
 from llvmlite import ir
@@ -28,7 +29,14 @@ def _current(context: Any, counter: Any) -> Any:
     return types.int64(types.int64), lower
 
 
-_give_way = types.ExternalFunction("sched_yield", types.int32())
+if sys.platform == "win32":
+
+    @njit(nogil=True)
+    def _give_way() -> None:
+        """Do nothing: the system interrupts a thread that waits for long."""
+
+else:
+    _give_way = types.ExternalFunction("sched_yield", types.int32())
 
 
 @njit(nogil=True)

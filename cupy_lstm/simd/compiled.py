@@ -23,7 +23,7 @@ from cupy_lstm.simd.vector import Lanes, LanesType
 
 Kernel = Callable[..., None]
 
-KERNELS: dict[Any, type | int] = {
+KERNELS: dict[Any, Any] = {
     forward.forward_sweep: forward.ForwardJob,
     backward.backward_sweep: backward.BackwardJob,
     backward.add_outer_products: backward.ProductJob,
@@ -94,7 +94,8 @@ def _compile(function: Any, lanes: Lanes) -> Kernel:
         _announce(lanes.dtype, "nowhere" if kept is None else kept.cache_path)
     if kept is not None:
         function._cache = kept
-    return function.compile(signature)
+    compiled: Kernel = function.compile(signature)
+    return compiled
 
 
 @cache
@@ -123,23 +124,23 @@ class _AllSources:
         return source_hash()
 
 
-class _UserProvided(_AllSources, caching.UserProvidedCacheLocator):  # type: ignore[misc]
+class _UserProvided(_AllSources, caching.UserProvidedCacheLocator):
     pass
 
 
-class _InTree(_AllSources, caching.InTreeCacheLocator):  # type: ignore[misc]
+class _InTree(_AllSources, caching.InTreeCacheLocator):
     pass
 
 
-class _UserWide(_AllSources, caching.UserWideCacheLocator):  # type: ignore[misc]
+class _UserWide(_AllSources, caching.UserWideCacheLocator):
     pass
 
 
-class _KernelCacheImpl(caching.CompileResultCacheImpl):  # type: ignore[misc]
+class _KernelCacheImpl(caching.CompileResultCacheImpl):
     _locator_classes = [_UserProvided, _InTree, _UserWide]  # noqa: RUF012 - Numba's own name
 
 
-class _KernelCache(caching.FunctionCache):  # type: ignore[misc]
+class _KernelCache(caching.FunctionCache):
     _impl_class = _KernelCacheImpl
 
     def holds(self, signature: Any) -> bool:

@@ -29,7 +29,7 @@ class Rows:
         The range.
     total : int
         Its slots.
-    weights : array [B] of int64
+    steps : array [B] of int64
         How many times of the range each row takes part in.
     """
 
@@ -39,7 +39,7 @@ class Rows:
     first_time: int
     last_time: int
     total: int
-    weights: HostArray
+    steps: HostArray
 
 
 def rows_of(lengths: HostArray | None, T: int, B: int, times: range) -> Rows:
@@ -74,8 +74,8 @@ def _numbered(order: HostArray, falling: HostArray, counts: HostArray, times: ra
     total = int(counts[first:last].sum())
     if len(times):
         slots = slots - slots[first]
-    arrays = [array.astype("int64") for array in (order, counts, slots)]
-    return Rows(*arrays, first, last, total, numpy.clip(falling, first, last) - first)
+    order, counts, slots = (array.astype("int64") for array in (order, counts, slots))
+    return Rows(order, counts, slots, first, last, total, numpy.clip(falling, first, last) - first)
 
 
 def slot_places(rows: Rows) -> tuple[HostArray, HostArray]:
@@ -85,10 +85,6 @@ def slot_places(rows: Rows) -> tuple[HostArray, HostArray]:
     return times, numpy.arange(rows.total) - rows.slots[times]
 
 
-def shares(weights: HostArray, threads: int) -> list[int]:
-    """Cut rows with these weights into `threads` parts of about equal weight: their bounds."""
-    if threads == 1:
-        return [0, len(weights)]
-    ends = numpy.concatenate([[0], numpy.cumsum(numpy.maximum(weights, 1))])
-    goals = ends[-1] * numpy.arange(threads + 1) / threads
-    return [int(bound) for bound in numpy.searchsorted(ends, goals)]
+def times_of(steps: range, T: int, backwards: bool) -> range:
+    """Return the times of some steps."""
+    return range(T - 1 - steps.start, T - 1 - steps.stop, -1) if backwards else steps

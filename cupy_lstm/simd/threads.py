@@ -6,7 +6,7 @@ and jobs that meet each other all run at once. A forked child makes a crew of it
 """
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Lock
@@ -14,6 +14,9 @@ from typing import Any
 
 import numba
 from numba.np.ufunc import parallel
+
+Call = tuple[Any, ...]
+"""A kernel and its arguments."""
 
 
 def _limit() -> int:
@@ -51,8 +54,8 @@ class Crew:
     def __init__(self, size: int) -> None:
         self.size = size
 
-    def run(self, function: Callable[..., object], parts: Sequence[Sequence[Any]]) -> None:
-        """Call ``function(*arguments)`` for each of some lists of arguments, a thread a list.
+    def run(self, parts: Sequence[Sequence[Call]]) -> None:
+        """Make each thread's calls, ``function(*arguments)`` one after the other.
 
         Returns when all are done, even if the caller is interrupted: the kernels write to memory
         that is the caller's to free.
@@ -60,10 +63,10 @@ class Crew:
         parts = [part for part in parts if part]
         if not parts:
             return
-        futures = [_executor(self.size).submit(_run_all, function, part) for part in parts[1:]]
+        futures = [_executor(self.size).submit(_make, part) for part in parts[1:]]
         interrupted: BaseException | None = None
         try:
-            _run_all(function, parts[0])
+            _make(parts[0])
         finally:
             for future in futures:
                 interrupted = _wait(future) or interrupted
@@ -71,8 +74,8 @@ class Crew:
             raise interrupted
 
 
-def _run_all(function: Callable[..., object], part: Sequence[Any]) -> None:
-    for arguments in part:
+def _make(calls: Sequence[Call]) -> None:
+    for function, *arguments in calls:
         function(*arguments)
 
 

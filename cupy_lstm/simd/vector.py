@@ -1,4 +1,4 @@
-"""A SIMD vector as a Numba type: values that live in one register, and what a kernel does with them.
+"""A SIMD vector as a Numba type: values that live in one register, and what is done with them.
 
 A `Vector` value is an LLVM vector, so a kernel written with it says what happens in registers,
 and LLVM maps it to whatever the host has: two registers of half the width where it must. A
@@ -127,7 +127,7 @@ _OPERATIONS = {
 
 
 def _define_operation(function: Any, instruction: str) -> None:
-    class Template(AbstractTemplate):  # type: ignore[misc]
+    class Template(AbstractTemplate):
         def generic(self, operands: Any, keywords: Any) -> Any:
             vectors = [kind for kind in operands if isinstance(kind, VectorType)]
             if vectors and all(isinstance(kind, VectorType | types.Float) for kind in operands):

@@ -1,0 +1,282 @@
+"""Gradients of weights and input: sums over the slots that a backward sweep has left.
+
+Every number is summed by one thread in the order of the slots, so it does not depend on how many
+threads there are.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
+from cupy_lstm.simd import packing
+from cupy_lstm.simd.backward import (
+    InputGradientJob,
+    ProductJob,
+    add_input_gradient,
+    add_outer_products,
+)
+from cupy_lstm.simd.compiled import kernel
+from cupy_lstm.simd.forward import ProjectionJob, project_steps
+from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.rows import Rows, slot_places
+from cupy_lstm.simd.sharing import equal
+from cupy_lstm.simd.threads import Call, Crew
+from cupy_lstm.simd.weights import Packing
+from cupy_lstm.steps import Directions
+
+SLOTS_AT_ONCE = 48
+"""Slots whose product with a panel of weights is taken while it is in the cache."""
+
+
+class Products:
+    """The products of one backward pass; lists have an entry a direction.
+
+    Attributes
+    ----------
+    dz : list of array [slots,4H]
+        Gradients of the pre-activations.
+    m : list of array [slots,H]
+        Outputs before the projection.
+    """
+
+    def __init__(
+        self,
+        layout: Layout,
+        team: Crew,
+        weights: LayerWeights,
+        reverse: Directions,
+        rows: Sequence[Rows],
+        dz: Sequence[HostArray],
+        m: Sequence[HostArray],
+    ) -> None:
+        self.layout, self.team, self.weights = layout, team, weights
+        self.reverse, self.rows, self.dz, self.m = reverse, rows, dz, m
+        self.places = [slot_places(some) for some in rows]
+        self.zeros = layout.zeros(max(layout.h_width, layout.x_width))
+
+    def add_weight_gradients(
+        self,
+        wanted: Wanted,
+        gradients: LayerGradients,
+        x: HostArray,
+        h0: HostArray,
+        dh_steps: Sequence[HostArray],
+    ) -> None:
+        """Add the gradients of the weights that are wanted.
+
+        Parameters
+        ----------
+        x : array [T,B,I]
+            Input.
+        h0 : array [D,B,...]
+            Outputs before the first step, by row.
+        dh_steps : sequence of array [slots,P]
+            Gradient of h after each step, where there is a projection.
+        """
+        x, h_steps = row_major(x), self.outputs()
+        for d, rows in enumerate(self.rows):
+            names = [
+                name
+                for name, some in zip(wanted._fields, wanted, strict=True)
+                if some is not None and d in range(*some.indices(self.layout.shape.D))
+            ]
+            sums = _Sums(self.layout, self.team)
+            if "weight_ih" in names:
+                times, places = self.places[d]
+                sources = address(x) + times * x.strides[0] + rows.order[places] * x.strides[1]
+                sums.add_by_units("weight_ih", sources, self.layout.shape.I, self.dz[d])
+            if "weight_hh" in names:
+                sources = self.outputs_before(d, h_steps[d], h0[d])
+                sums.add_by_units("weight_hh", sources, self.layout.shape.P, self.dz[d])
+            if "bias_ih" in names or "bias_hh" in names:
+                one = numpy.ones(1, self.layout.dtype)
+                sums.add_by_units("bias", numpy.full(rows.total, address(one)), 1, self.dz[d])
+            if "weight_ho" in names:
+                row_bytes = self.layout.c_width * self.layout.itemsize
+                sources = address(self.m[d]) + numpy.arange(rows.total) * row_bytes
+                sums.add_by_columns("weight_ho", sources, self.layout.shape.H, dh_steps[d])
+            sums.run()
+            for name in names:
+                sums.add_to(name, getattr(gradients, name)[d])
+            sums.finish()
+
+    def outputs(self) -> Sequence[HostArray]:
+        """Return h after each step [slots,P]."""
+        layout, (_, _, _, H, P, _) = self.layout, self.layout.shape
+        if self.weights.weight_ho is None:
+            return self.m
+        packed = Packing(layout, self.team)
+        weight_ho = packed.columns(self.weights.weight_ho, H, P)
+        packed.finish()
+        outputs = [layout.empty(rows.total, layout.h_width) for rows in self.rows]
+        scratch, project = Scratch(layout), kernel(project_steps, layout.lanes)
+        for d, rows in enumerate(self.rows):
+            job = ProjectionJob(
+                first=0,
+                last=0,
+                terms=H,
+                columns=P,
+                m=address(self.m[d]),
+                m_bytes=layout.c_width * layout.itemsize,
+                out=address(outputs[d]),
+                out_bytes=layout.h_width * layout.itemsize,
+                weight_ho=address(weight_ho[d]),
+                zeros=address(self.zeros),
+                tables=0,
+                chunk=SLOTS_AT_ONCE,
+            )
+            parts: list[list[Call]] = []
+            for first, last in equal(rows.total, self.team.size):
+                tables = scratch.table(3 * SLOTS_AT_ONCE)
+                part = job._replace(first=first, last=last, tables=tables)
+                parts.append([(project, layout.lanes, part)])
+            self.team.run(parts)
+        return outputs
+
+    def outputs_before(self, d: int, h_steps: HostArray, h0: HostArray) -> HostArray:
+        """Return the address of h before each slot: of the step before, or the initial one."""
+        rows, (times, places) = self.rows[d], self.places[d]
+        before = times + 1 if self.reverse[d] else times - 1
+        inside = (before >= rows.first_time) & (before < rows.last_time)
+        before = numpy.where(inside, before, rows.first_time)
+        inside &= places < rows.counts[before]
+        row_bytes = self.layout.h_width * self.layout.itemsize
+        kept = address(h_steps) + (rows.slots[before] + places) * row_bytes
+        addresses: HostArray = numpy.where(inside, kept, address(h0) + places * row_bytes)
+        return addresses
+
+    def add_input_gradient(self, dx: HostArray) -> None:
+        """Add the gradient of the input to dx [T,B,I], of any strides."""
+        layout, I = self.layout, self.layout.shape.I  # noqa: E741
+        packed = Packing(layout, self.team)
+        weight_ih = packed.gate_rows(self.weights.weight_ih, I)
+        packed.finish()
+        target = dx if has_rows(dx) else numpy.zeros(dx.shape, dx.dtype)
+        add = kernel(add_input_gradient, layout.lanes)
+        # Both directions add to the same numbers: one after the other.
+        for d, rows in enumerate(self.rows):
+            times, places = self.places[d]
+            targets = (
+                address(target) + times * target.strides[0] + rows.order[places] * target.strides[1]
+            )
+            scratch, parts = Scratch(layout), []
+            for first, last in equal(rows.total, self.team.size):
+                job = InputGradientJob(
+                    first=first,
+                    last=last,
+                    gates=address(self.dz[d]),
+                    gate_bytes=layout.gate_width * layout.itemsize,
+                    terms=layout.gate_width,
+                    columns=I,
+                    weight_ih=address(weight_ih[d]),
+                    targets=address(targets),
+                    zeros=address(self.zeros),
+                    tables=scratch.table(3 * SLOTS_AT_ONCE),
+                    scratch=scratch.numbers(SLOTS_AT_ONCE, layout.x_width),
+                    chunk=SLOTS_AT_ONCE,
+                )
+                parts.append([(add, layout.lanes, job)])
+            self.team.run(parts)
+        if target is not dx:
+            numpy.add(dx, target, out=dx)
+
+
+class _Sums:
+    """Sums over slots of the products of two rows each, all taken in one go."""
+
+    def __init__(self, layout: Layout, team: Crew) -> None:
+        self.layout, self.team = layout, team
+        self.results: dict[str, HostArray] = {}
+        self.jobs: list[ProductJob] = []
+        self.calls: list[Call] = []
+        self.kept: list[Any] = []  # alive until the kernels are done
+
+    def add_by_units(self, name: str, sources: HostArray, features: int, dz: HostArray) -> None:
+        """Ask for the products of rows, given by their addresses, with those of dz."""
+        layout, group = self.layout, 4 * self.layout.lanes.count
+        result = layout.zeros(layout.blocks, features, group)
+        self._add(name, sources, features, dz, result, group, features * group)
+
+    def add_by_columns(
+        self, name: str, sources: HostArray, features: int, right: HostArray
+    ) -> None:
+        """Ask for the products of rows, given by their addresses, with other rows."""
+        result = self.layout.zeros(features, right.shape[1])
+        group = 4 * self.layout.lanes.count
+        self._add(name, sources, features, right, result, right.shape[1], group)
+
+    def _add(
+        self,
+        name: str,
+        sources: HostArray,
+        features: int,
+        right: HostArray,
+        result: HostArray,
+        out_step: int,
+        panel_step: int,
+    ) -> None:
+        size, lanes, width = self.layout.itemsize, self.layout.lanes, right.shape[1]
+        self.results[name] = result
+        self.kept.append(sources)
+        job = ProductJob(
+            slots=len(sources),
+            sources=address(sources),
+            features=features,
+            right=address(right),
+            right_step=width * size,
+            blocks=width // lanes.count,
+            out=address(result),
+            out_step=out_step * size,
+            panel_step=panel_step * size,
+            first=0,
+            last=0,
+            tables=0,
+        )
+        self.jobs.append(job)
+
+    def run(self) -> None:
+        """Take all sums."""
+        lanes, scratch = self.layout.lanes, Scratch(self.layout)
+        add = kernel(add_outer_products, lanes)
+        parts: list[list[Call]] = [[] for _ in range(self.team.size)]
+        for job in self.jobs:
+            tiles = -(-job.blocks // 4) * -(-job.features // lanes.rows)
+            for part, (first, last) in zip(parts, equal(tiles, self.team.size), strict=True):
+                tables = scratch.table(lanes.rows)
+                part.append((add, lanes, job._replace(first=first, last=last, tables=tables)))
+        self.team.run(parts)
+
+    def add_to(self, name: str, gradient: HostArray) -> None:
+        """Ask for a sum to be added to a gradient of any strides."""
+        layout, lanes = self.layout, self.layout.lanes
+        if name == "weight_ho":
+            gradient += self.results[name][:, : layout.shape.P]
+            return
+        target = gradient
+        if not (gradient.flags.c_contiguous and gradient.flags.aligned):
+            target = numpy.zeros(gradient.shape, gradient.dtype)
+            self.kept.append((gradient, target))
+        H = layout.shape.H
+        if name in ("bias_ih", "bias_hh"):
+            unpack = kernel(packing.unpack_bias, lanes)
+            self.calls.append((unpack, lanes, address(self.results["bias"]), H, address(target)))
+            return
+        result, scratch = self.results[name], Scratch(layout)
+        self.kept.append(scratch)
+        unpack = kernel(packing.unpack_by_units, lanes)
+        for first, last in equal(layout.blocks, self.team.size):
+            block = scratch.numbers(lanes.count, lanes.count)
+            sizes = (result.shape[1], H, first, last, block)
+            self.calls.append((unpack, lanes, address(result), *sizes, address(target)))
+
+    def finish(self) -> None:
+        """Add all sums to the gradients."""
+        size = self.team.size
+        self.team.run([self.calls[p::size] for p in range(size)])
+        for pair in self.kept:
+            if isinstance(pair, tuple):
+                gradient, target = pair
+                gradient += target

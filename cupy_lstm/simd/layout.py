@@ -1,0 +1,97 @@
+"""Arrays as kernels see them: whole vectors, an address, rows whose numbers lie side by side."""
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+from cupy_lstm.notation import Shape
+from cupy_lstm.simd.compiled import host_lanes
+
+CACHE_LINE = 64
+
+
+class Layout:
+    """Sizes of a layer in whole vectors, and arrays of them.
+
+    Attributes
+    ----------
+    shape : Shape
+        Sizes of the layer.
+    lanes : Lanes
+        Kind of vector.
+    blocks : int
+        Vectors of H.
+    h_width, c_width, x_width, gate_width : int
+        Numbers in h, c, x and the gates of a row, the space behind the last one included.
+    """
+
+    def __init__(self, shape: Shape, dtype: str) -> None:
+        self.shape, self.lanes = shape, host_lanes(dtype)
+        self.dtype, self.itemsize = numpy.dtype(dtype), self.lanes.itemsize
+        self.h_width, self.c_width, self.x_width = (
+            self.in_vectors(size) for size in (shape.P, shape.H, shape.I)
+        )
+        self.blocks = self.c_width // self.lanes.count
+        self.gate_width = 4 * self.c_width
+
+    def in_vectors(self, size: int) -> int:
+        """Return a size rounded up to whole vectors."""
+        return -(-size // self.lanes.count) * self.lanes.count
+
+    def empty(self, *sizes: int) -> HostArray:
+        """Return an array that begins with a cache line."""
+        size = 1
+        for part in sizes:
+            size *= part
+        memory = numpy.empty(size + CACHE_LINE // self.itemsize, self.dtype)
+        skipped = -address(memory) % CACHE_LINE // self.itemsize
+        return memory[skipped : skipped + size].reshape(sizes)
+
+    def zeros(self, *sizes: int) -> HostArray:
+        """Return an array of zeros that begins with a cache line."""
+        array = self.empty(*sizes)
+        array.fill(0)
+        return array
+
+
+class Scratch:
+    """Memory that kernels write to; it lives as long as this object."""
+
+    def __init__(self, layout: Layout) -> None:
+        self._layout = layout
+        self._arrays: list[HostArray] = []
+
+    def table(self, entries: int) -> int:
+        """Return the address of some 64-bit integers."""
+        self._arrays.append(numpy.empty(entries, "int64"))
+        return address(self._arrays[-1])
+
+    def numbers(self, *sizes: int) -> int:
+        """Return the address of some numbers, a cache line's begin."""
+        self._arrays.append(self._layout.empty(*sizes))
+        return address(self._arrays[-1])
+
+
+def address(array: HostArray | None) -> int:
+    """Return where the numbers of an array begin; 0 for none."""
+    if array is None:
+        return 0
+    place: int = array.__array_interface__["data"][0]
+    return place
+
+
+def has_rows(array: HostArray) -> bool:
+    """Whether the numbers of a row lie side by side."""
+    side_by_side = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
+    return side_by_side and array.flags.aligned
+
+
+def row_major(array: HostArray) -> HostArray:
+    """Return the array, copied if the numbers of a row do not lie side by side."""
+    return array if has_rows(array) else numpy.array(array, order="C")
+
+
+def contiguous(array: HostArray) -> HostArray:
+    """Return the array, copied if it is not one aligned piece of memory."""
+    if array.flags.c_contiguous and array.flags.aligned:
+        return array
+    return numpy.array(array, order="C")

@@ -1,0 +1,69 @@
+"""How a sweep is divided among threads."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+from cupy_lstm.simd.layout import Layout
+from cupy_lstm.simd.rows import Rows
+
+SMALL_BATCH = 4
+"""Rows of a thread up to which threads share the rows and divide the units instead."""
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one thread does of one direction: some rows, some blocks of units.
+
+    Attributes
+    ----------
+    team : int
+        Threads that share these rows.
+    """
+
+    direction: int
+    first_row: int
+    last_row: int
+    first_block: int
+    last_block: int
+    team: int
+
+
+def split(layout: Layout, rows: Sequence[Rows], threads: int) -> list[list[Share]]:
+    """Divide a sweep among threads; return the shares of each.
+
+    Rows are independent, so each thread takes some through all steps. Where there are few, each
+    would read all weights at every step for little work; then threads take some units of all rows
+    each, in groups of four blocks, and meet after every step.
+    """
+    B, D, blocks = layout.shape.B, layout.shape.D, layout.blocks
+    team = min(threads // D, blocks // 4)
+    if team > 1 and SMALL_BATCH * threads >= B * D and layout.shape.H == layout.shape.P:
+        bounds = [4 * (blocks // 4 * p // team) for p in range(team)] + [blocks]
+        return [
+            [Share(d, 0, B, first, last, team)]
+            for d in range(D)
+            for first, last in pairwise(bounds)
+        ]
+    parts = []
+    for first, last in pairwise(even(numpy.concatenate([some.steps for some in rows]), threads)):
+        limits = [(d, max(first - d * B, 0), min(last - d * B, B)) for d in range(D)]
+        parts.append([Share(d, a, b, 0, blocks, 1) for d, a, b in limits if a < b])
+    return parts
+
+
+def even(weights: HostArray, threads: int) -> list[int]:
+    """Return the bounds of `threads` parts of about equal weight."""
+    if threads == 1:
+        return [0, len(weights)]
+    ends = numpy.concatenate([[0], numpy.cumsum(numpy.maximum(weights, 1))])
+    goals = ends[-1] * numpy.arange(threads + 1) / threads
+    return [int(bound) for bound in numpy.searchsorted(ends, goals)]
+
+
+def equal(count: int, threads: int) -> list[tuple[int, int]]:
+    """Return the first and last of `count` things for each thread."""
+    return list(pairwise(count * p // threads for p in range(threads + 1)))
