@@ -140,7 +140,7 @@ class _Forward:
         m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
         barriers = numpy.zeros((self.shape.D, 8), "int64")
         sweep = kernel(forward_sweep, layout.lanes)
-        shares = split(layout, self.rows, team.size)
+        shares = split(layout, self.rows, team.size, m is not None)
         team.run(
             [
                 [
@@ -309,7 +309,7 @@ class _Backward:
         barriers = numpy.zeros((D, 8), "int64")
         sweep = kernel(backward_sweep, layout.lanes)
         parts = []
-        for shares in split(layout, self.tape.rows, team.size):
+        for shares in split(layout, self.tape.rows, team.size, bool(weight_ho)):
             part = []
             for share in shares:
                 d = share.direction

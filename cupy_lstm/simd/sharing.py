@@ -32,16 +32,17 @@ class Share:
     team: int
 
 
-def split(layout: Layout, rows: Sequence[Rows], threads: int) -> list[list[Share]]:
+def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -> list[list[Share]]:
     """Divide a sweep among threads; return the shares of each.
 
     Rows are independent, so each thread takes some through all steps. Where there are few, each
     would read all weights at every step for little work; then threads take some units of all rows
-    each, in groups of four blocks, and meet after every step.
+    each, in groups of four blocks, and meet after every step; but a projection needs all units.
     """
     B, D, blocks = layout.shape.B, layout.shape.D, layout.blocks
     team = min(threads // D, blocks // 4)
-    if team > 1 and SMALL_BATCH * threads >= B * D and layout.shape.H == layout.shape.P:
+    few = B * D <= SMALL_BATCH * threads
+    if team > 1 and few and not projected:
         bounds = [4 * (blocks // 4 * p // team) for p in range(team)] + [blocks]
         return [
             [Share(d, 0, B, first, last, team)]

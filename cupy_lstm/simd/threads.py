@@ -7,9 +7,9 @@ and jobs that meet each other all run at once. A forked child makes a crew of it
 
 import os
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Lock
+from queue import SimpleQueue
+from threading import Lock, Thread
 from typing import Any
 
 import numba
@@ -48,7 +48,7 @@ class Crew:
     Attributes
     ----------
     size : int
-        How many, the caller's own included.
+        How many.
     """
 
     def __init__(self, size: int) -> None:
@@ -58,20 +58,27 @@ class Crew:
         """Make each thread's calls, ``function(*arguments)`` one after the other.
 
         Returns when all are done, even if the caller is interrupted: the kernels write to memory
-        that is the caller's to free.
+        that is the caller's to free, and may wait for each other.
         """
         parts = [part for part in parts if part]
-        if not parts:
+        if len(parts) < 2:
+            _make(parts[0] if parts else ())
             return
-        futures = [_executor(self.size).submit(_make, part) for part in parts[1:]]
+        work = _Work(parts)
         interrupted: BaseException | None = None
-        try:
-            _make(parts[0])
-        finally:
-            for future in futures:
-                interrupted = _wait(future) or interrupted
-        if interrupted is not None:
-            raise interrupted
+        while not work.finished:
+            # An interrupt can come anywhere; what is given twice is done once.
+            try:
+                if not work.given:
+                    for worker, piece in zip(_workers, work.pieces, strict=False):
+                        worker.pieces.put(piece)
+                    work.given = True
+                work.done.acquire()
+            except KeyboardInterrupt as error:
+                interrupted = error
+        problem = work.error or interrupted
+        if problem is not None:
+            raise problem
 
 
 def _make(calls: Sequence[Call]) -> None:
@@ -79,52 +86,82 @@ def _make(calls: Sequence[Call]) -> None:
         function(*arguments)
 
 
-def _wait(future: "Future[None]") -> BaseException | None:
-    """Wait for a result, and return what has interrupted the wait."""
-    interrupted = None
-    while not future.done():
+class _Work:
+    """Parts that are made at the same time, and what is known of them."""
+
+    def __init__(self, parts: Sequence[Sequence[Call]]) -> None:
+        self.given = self.finished = False
+        self.error: BaseException | None = None
+        self.done = Lock()
+        self.done.acquire()
+        self._left, self._counting = len(parts), Lock()
+        self.pieces = [_Piece(self, part) for part in parts]
+
+    def count(self) -> None:
+        """Note that a piece is done."""
+        with self._counting:
+            self._left -= 1
+            self.finished = self._left == 0
+        if self.finished:
+            self.done.release()
+
+
+class _Piece:
+    """One part, to be made once."""
+
+    def __init__(self, work: _Work, part: Sequence[Call]) -> None:
+        self._work, self._part, self._taken = work, part, Lock()
+
+    def make(self) -> None:
+        if not self._taken.acquire(blocking=False):
+            return
         try:
-            future.result()
-        except KeyboardInterrupt as error:
-            interrupted = error
-    return interrupted or future.exception()
+            _make(self._part)
+        except BaseException as error:
+            self._work.error = error
+        self._work.count()
+
+
+class _Worker(Thread):
+    """A thread that waits for pieces."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"cupy_lstm-{number}", daemon=True)
+        self.pieces: SimpleQueue[_Piece] = SimpleQueue()
+        self.start()
+
+    def run(self) -> None:
+        while True:
+            self.pieces.get().make()
 
 
 _lock = Lock()
-_pool: ThreadPoolExecutor | None = None
-_pool_size = 0
+_workers: list[_Worker] = []
 
 
-def _executor(size: int) -> ThreadPoolExecutor:
-    """Return the pool, with a thread for all but one of `size`; called with the lock held."""
-    global _pool, _pool_size
-    if _pool is None or _pool_size < size - 1:
-        if _pool is not None:
-            _pool.shutdown()
-        _pool_size = size - 1
-        _pool = ThreadPoolExecutor(_pool_size, "cupy_lstm")
-    return _pool
-
-
-def _forget_pool() -> None:
+def _forget_workers() -> None:
     """Start afresh in a forked child, where the parent's threads do not exist."""
-    global _lock, _pool
-    _lock, _pool = Lock(), None
+    global _lock, _workers
+    _lock, _workers = Lock(), []
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_pool)
+    os.register_at_fork(after_in_child=_forget_workers)
 
 
 @contextmanager
 def crew() -> Iterator[Crew]:
     """Take the crew for the length of a call; it is of one where another call has it."""
-    size = thread_count()
-    if size > 1 and _lock.acquire(blocking=False):
-        lock = _lock
-        try:
-            yield Crew(size)
-        finally:
-            lock.release()
-    else:
+    size, lock = thread_count(), _lock
+    if size < 2 or not lock.acquire(blocking=False):
         yield Crew(1)
+        return
+    try:
+        try:
+            while len(_workers) < size:
+                _workers.append(_Worker(len(_workers)))
+        except RuntimeError:  # no more threads, or none any more as the interpreter ends
+            size = max(1, len(_workers))
+        yield Crew(size)
+    finally:
+        lock.release()
