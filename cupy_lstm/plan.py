@@ -127,7 +127,8 @@ def plan_sweep(
         fixed, aim = fixed_bytes(shape, itemsize, training), CHUNK_BYTES[module]
     budget = max(0, min(aim, WORKSPACE_LIMIT - fixed))
     steps = max(1, min(max(shape.T, 1), budget // max(step, 1)))
-    return Plan(engine, steps, fixed + steps * step, reason)
+    outputs = simd_output_bytes(shape, itemsize, training) if engine == "simd" else 0
+    return Plan(engine, steps, fixed + steps * step + outputs, reason)
 
 
 def simd_step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
@@ -170,17 +171,23 @@ def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
 def simd_fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace of the engine simd that does not depend on the chunk, in bytes.
 
-    The packed weights, once for forward, and for backward beside as many sums; the states. A
-    backward pass lists every step of every row, too, with ten numbers, and has h and its gradient
-    of each where there is a projection: a small part of what the tape holds.
+    The packed weights, once for forward, and for backward beside as many sums; the states, with
+    those before the first step and a table of five numbers a row.
     """
-    T, B, I, H, P, D = shape  # noqa: E741
+    _, B, I, H, P, D = shape  # noqa: E741
     I, H, P = (in_vectors(size, itemsize) for size in (I, H, P))  # noqa: E741
-    projected = shape.P != shape.H
-    weights = 4 * H * (I + P + 1) + (H * P if projected else 0)
-    rows = D * (weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize
-    slots = T * B * D * (80 + (2 * P * itemsize if projected else 0)) if training else 0
-    return rows + slots
+    weights = 4 * H * (I + P + 1) + (H * P if shape.P != shape.H else 0)
+    return D * ((weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize + 40 * B)
+
+
+def simd_output_bytes(shape: Shape, itemsize: int, training: bool) -> int:
+    """Return what the engine simd needs for a projection's backward pass, in bytes.
+
+    h and its whole gradient of every step, a small part of what the tape holds.
+    """
+    if not training or shape.P == shape.H:
+        return 0
+    return 2 * shape.T * shape.B * shape.D * in_vectors(shape.P, itemsize) * itemsize
 
 
 def in_vectors(size: int, itemsize: int) -> int:

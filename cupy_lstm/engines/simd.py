@@ -16,7 +16,7 @@ from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.forward import ForwardJob, forward_sweep
 from cupy_lstm.simd.gradients import Products
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
-from cupy_lstm.simd.rows import Rows, rows_of, times_of
+from cupy_lstm.simd.rows import Rows, rows_of
 from cupy_lstm.simd.sharing import Share, split
 from cupy_lstm.simd.threads import Crew, crew
 from cupy_lstm.simd.weights import Packed, Packing
@@ -59,7 +59,7 @@ def prepare(weights: LayerWeights) -> Packed:
 
 
 def _pack(weights: LayerWeights, team: Crew) -> Packed:
-    layout = Layout(layer_shape(0, 0, weights), weights.weight_hh.dtype.name)
+    layout = Layout(layer_shape(0, 0, weights), weights.weight_hh.dtype)
     return Packing(layout, team).forward(weights)
 
 
@@ -117,8 +117,8 @@ class _Forward:
         T, B, _, H, P, D = shape
         self.shape, self.packed, self.x = shape, packed, x
         self.reverse, self.steps, self.keep = reverse, steps, keep
-        self.layout = layout = Layout(shape, x.dtype.name)
-        self.rows = [rows_of(lengths, T, B, times_of(steps, T, back)) for back in reverse]
+        self.layout = layout = Layout(shape, x.dtype)
+        self.rows = [rows_of(lengths, T, B, steps, backwards) for backwards in reverse]
         # A row keeps its state in the buffer of even steps until it takes part in one.
         self.h = layout.zeros(D, 2, B, layout.h_width)
         self.c = layout.zeros(D, B, layout.c_width)
@@ -140,7 +140,9 @@ class _Forward:
         m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
         barriers = numpy.zeros((self.shape.D, 8), "int64")
         sweep = kernel(forward_sweep, layout.lanes)
-        shares = split(layout, self.rows, team.size, m is not None)
+        _, _, I, H, P, _ = self.shape  # noqa: E741
+        work = sum(rows.total for rows in self.rows) * 4 * H * (I + P)
+        shares = split(layout, self.rows, team.threads(work), m is not None)
         team.run(
             [
                 [
@@ -157,7 +159,7 @@ class _Forward:
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
                 for d, rows in enumerate(self.rows):
-                    times = slice(rows.first_time, rows.last_time)
+                    times = slice(min(rows.times), max(rows.times) + 1)
                     target[times, :, d] = filled[times, :, d]
 
     def job(
@@ -172,22 +174,22 @@ class _Forward:
         barriers: HostArray,
     ) -> ForwardJob:
         """Return what a thread does of one direction."""
-        d, packed, (T, B, I, H, P, _) = share.direction, self.packed, self.shape  # noqa: E741
+        d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.shape  # noqa: E741
         rows, lanes = self.rows[d], self.layout.lanes
         slots = chunk * (share.last_row - share.first_row)
         gate_width = self.layout.gate_width
         return ForwardJob(
             steps=len(self.steps),
-            time=times_of(self.steps, T, self.reverse[d])[0],
-            direction=-1 if self.reverse[d] else 1,
-            counts=address(rows.counts),
-            slots=address(rows.slots),
+            time=rows.times[0],
+            direction=rows.times.step,
             order=address(rows.order),
+            lengths=address(rows.lengths),
+            batch=B,
+            first_slot=rows.first_slot(rows.times[0]),
             first_row=share.first_row,
             last_row=share.last_row,
             first_unit_block=share.first_block,
             last_unit_block=share.last_block,
-            batch=B,
             input_size=I,
             hidden_size=H,
             output_size=P,
@@ -259,9 +261,7 @@ def backward(
         run = _Backward(tape, dstates)
         if any(rows.total for rows in tape.rows):
             run.sweep(team, dy, dcells)
-            products = Products(
-                run.layout, team, tape.weights, tape.reverse, tape.rows, tape.gates, tape.c
-            )
+            products = Products(run.layout, team, tape.weights, tape.rows, tape.gates, tape.c)
             products.add_weight_gradients(wanted, gradients, tape.x, tape.h0, run.dh_steps)
             if dx is not None:
                 products.add_input_gradient(dx)
@@ -283,7 +283,7 @@ class _Backward:
         self.tape = tape
         T, B = tape.x.shape[:2]
         self.shape = shape = layer_shape(T, B, tape.weights)
-        self.layout = layout = Layout(shape, tape.x.dtype.name)
+        self.layout = layout = Layout(shape, tape.x.dtype)
         self.dh = layout.zeros(shape.D, B, layout.h_width)
         self.dc = layout.zeros(shape.D, B, layout.c_width)
         for d, rows in enumerate(tape.rows):
@@ -309,7 +309,8 @@ class _Backward:
         barriers = numpy.zeros((D, 8), "int64")
         sweep = kernel(backward_sweep, layout.lanes)
         parts = []
-        for shares in split(layout, self.tape.rows, team.size, bool(weight_ho)):
+        work = sum(rows.total for rows in self.tape.rows) * 4 * H * P
+        for shares in split(layout, self.tape.rows, team.threads(work), bool(weight_ho)):
             part = []
             for share in shares:
                 d = share.direction
@@ -331,11 +332,12 @@ class _Backward:
         rows = tape.rows[d]
         return BackwardJob(
             steps=len(tape.steps),
-            time=times_of(tape.steps, self.shape.T, tape.reverse[d])[0],
-            direction=-1 if tape.reverse[d] else 1,
-            counts=address(rows.counts),
-            slots=address(rows.slots),
+            time=rows.times[0],
+            direction=rows.times.step,
             order=address(rows.order),
+            lengths=address(rows.lengths),
+            batch=self.shape.B,
+            last_slot=rows.first_slot(rows.times[-1]),
             first_row=share.first_row,
             last_row=share.last_row,
             first_unit_block=share.first_block,

@@ -1,4 +1,4 @@
-"""The backward sweep of one direction, compiled, and the products that follow it.
+"""The backward sweep of one direction, compiled.
 
 The sweep goes back through the steps and leaves, in place of the gates of every slot, the
 gradients of their pre-activations, and in place of c the outputs m = o tanh(c). With dc the whole
@@ -8,7 +8,8 @@ gradient of c, the chain rule gives::
     dz_f = dc * c_prev * f * (1 - f)     dz_o = dm * tanh(c) * o * (1 - o)
     dc  += dm * o * (1 - tanh(c)^2)      dc_prev = dc * f
 
-The gradients of the weights and of the input are sums and products over all slots after that.
+The gradients of the weights and of the input are sums and products over all slots after that:
+`cupy_lstm.simd.products`.
 """
 
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.forward import multiply_rows
 from cupy_lstm.simd.functions import tanh
-from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.vector import (
     fused,
     itemsize,
@@ -28,8 +29,6 @@ from cupy_lstm.simd.vector import (
     load_first,
     read,
     store,
-    store_first,
-    tile_rows,
     write,
 )
 
@@ -39,6 +38,8 @@ class BackwardJob(NamedTuple):
 
     Attributes
     ----------
+    last_slot
+        The first slot of the last step's time.
     weight_hh, weight_ho
         Packed for products with the matrices as they are.
     dy, dy_time, dy_row, dcells, dcells_time, dcells_row
@@ -63,9 +64,10 @@ class BackwardJob(NamedTuple):
     steps: int
     time: int
     direction: int
-    counts: int
-    slots: int
     order: int
+    lengths: int
+    batch: int
+    last_slot: int
     first_row: int
     last_row: int
     first_unit_block: int
@@ -109,15 +111,18 @@ def backward_sweep(lanes: Any, job: Any) -> None:
         write(h_rows + 8 * row, job.dh + (job.first_row + row) * h_bytes)
         write(m_rows + 8 * row, job.dm + (job.first_row + row) * c_bytes)
         write(zeros + 8 * row, job.zeros)
+    first_slot = job.last_slot
     for meetings in range(1, job.steps + 1):
         s = job.steps - meetings
         time = job.time + s * job.direction
-        active = max(0, min(job.last_row, read(job.counts + 8 * time)) - job.first_row)
-        slot = read(job.slots + 8 * time) + job.first_row
+        active = min(job.last_row, active_rows(job.lengths, job.batch, time)) - job.first_row
+        active = max(0, active)
+        slot = first_slot + job.first_row
         before, before_slot = 0, 0
         if s > 0:
-            before = read(job.counts + 8 * (time - job.direction)) - job.first_row
-            before_slot = read(job.slots + 8 * (time - job.direction)) + job.first_row
+            before = active_rows(job.lengths, job.batch, time - job.direction) - job.first_row
+            first_slot = slot_beside(job.lengths, job.batch, first_slot, time, -job.direction)
+            before_slot = first_slot + job.first_row
         if job.weight_ho != 0:
             project_back(lanes, job, time, active, slot, gate_rows, h_rows, m_rows, zeros)
         for row in range(active):
@@ -201,158 +206,3 @@ def project_back(
             store(kept + v * vector, dh)
         write(scratch + 8 * row, kept)
     multiply_rows(lanes, active, P, H, 0, -(-H // lane), scratch, job.weight_ho, zeros, m_rows)
-
-
-class ProductJob(NamedTuple):
-    """One thread's part of a sum over slots of the outer products of two rows.
-
-    The result, packed by units or by columns, is cut into tiles; the job is a range of them. Each
-    is summed by one thread in the order of the slots, so the sum does not depend on the threads.
-
-    Attributes
-    ----------
-    slots
-        Number of terms.
-    sources, features
-        Table of the addresses of one row of each slot, and numbers in it.
-    right, right_step, blocks
-        Address of the other row of the first slot, bytes to the next, and blocks in it.
-    out, out_step
-        Result for the first feature and block, and bytes from feature to feature.
-    panel_step
-        Bytes of the result from one group of four blocks to the next.
-    first, last
-        The range: tiles of features within groups of four blocks.
-    tables
-        Scratch for a table of the rows of a tile.
-    """
-
-    slots: int
-    sources: int
-    features: int
-    right: int
-    right_step: int
-    blocks: int
-    out: int
-    out_step: int
-    panel_step: int
-    first: int
-    last: int
-    tables: int
-
-
-@njit(nogil=True)
-def add_outer_products(lanes: Any, job: Any) -> None:
-    """Compute some tiles of a sum of outer products."""
-    lane, size, most = lane_count(lanes), itemsize(lanes), tile_rows(lanes)
-    vector = lane * size
-    tiles = -(-job.features // most)
-    # What a chunk of slots has in a group of blocks stays in the cache from tile to tile.
-    chunk = 96
-    for start in range(0, job.slots, chunk):
-        n = min(chunk, job.slots - start)
-        for index in range(job.first, job.last):
-            group, feature = index // tiles, index % tiles * most
-            rows = min(most, job.features - feature)
-            out = job.out + group * job.panel_step + feature * job.out_step
-            for r in range(rows):
-                write(job.tables + 8 * r, out + r * job.out_step)
-            right = job.right + start * job.right_step + group * 4 * vector
-            sources = job.sources + 8 * start
-            if 4 * group + 4 <= job.blocks:
-                multiply_tile(
-                    lanes,
-                    4,
-                    True,
-                    rows,
-                    n,
-                    sources,
-                    feature * size,
-                    right,
-                    job.right_step,
-                    job.tables,
-                    job.tables,
-                    0,
-                    vector,
-                )
-            else:
-                for v in range(job.blocks - 4 * group):
-                    multiply_tile(
-                        lanes,
-                        1,
-                        True,
-                        rows,
-                        n,
-                        sources,
-                        feature * size,
-                        right + v * vector,
-                        job.right_step,
-                        job.tables,
-                        job.tables,
-                        v * vector,
-                        vector,
-                    )
-
-
-class InputGradientJob(NamedTuple):
-    """One thread's part of the gradient of the input.
-
-    Attributes
-    ----------
-    first, last
-        The slots.
-    gates, gate_bytes
-        Gradients of the pre-activations of the first of all slots, and bytes to the next.
-    terms, columns
-        Numbers in the gates of a row, and I.
-    weight_ih
-        Packed by columns.
-    targets
-        Table of the addresses to add to.
-    zeros
-        A row of zeros.
-    tables, scratch
-        Scratch for three tables of `chunk` rows, and for as many rows.
-    chunk
-        Slots to take at once.
-    """
-
-    first: int
-    last: int
-    gates: int
-    gate_bytes: int
-    terms: int
-    columns: int
-    weight_ih: int
-    targets: int
-    zeros: int
-    tables: int
-    scratch: int
-    chunk: int
-
-
-@njit(nogil=True)
-def add_input_gradient(lanes: Any, job: Any) -> None:
-    """Compute the gradient of the input of some slots and add it."""
-    lane, size = lane_count(lanes), itemsize(lanes)
-    blocks = -(-job.columns // lane)
-    row_bytes = blocks * lane * size
-    gates, zeros = job.tables, job.tables + 8 * job.chunk
-    products = zeros + 8 * job.chunk
-    for row in range(job.chunk):
-        write(zeros + 8 * row, job.zeros)
-        write(products + 8 * row, job.scratch + row * row_bytes)
-    for first in range(job.first, job.last, job.chunk):
-        n = min(job.chunk, job.last - first)
-        for row in range(n):
-            write(gates + 8 * row, job.gates + (first + row) * job.gate_bytes)
-        multiply_rows(
-            lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih, zeros, products
-        )
-        for row in range(n):
-            target = read(job.targets + 8 * (first + row))
-            for v in range(blocks):
-                there = min(lane, job.columns - v * lane)
-                place = target + v * lane * size
-                term = load(lanes, job.scratch + row * row_bytes + v * lane * size)
-                store_first(place, load_first(lanes, place, there) + term, there)

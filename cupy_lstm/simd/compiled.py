@@ -18,27 +18,27 @@ from numba import types
 from numba.core import caching
 from numba.core.registry import cpu_target
 
-from cupy_lstm.simd import backward, forward, packing
+from cupy_lstm.simd import backward, forward, packing, products
 from cupy_lstm.simd.vector import Lanes, LanesType
 
 Kernel = Callable[..., None]
 
-KERNELS: dict[Any, Any] = {
-    forward.forward_sweep: forward.ForwardJob,
-    backward.backward_sweep: backward.BackwardJob,
-    backward.add_outer_products: backward.ProductJob,
-    backward.add_input_gradient: backward.InputGradientJob,
-    forward.project_steps: forward.ProjectionJob,
-    packing.pack_by_units: 4,
-    packing.unpack_by_units: 7,
-    packing.pack_bias: 4,
-    packing.unpack_bias: 3,
-    packing.pack_gate_rows: 4,
-    packing.pack_columns: 4,
-    packing.pack_columns_transposed: 4,
+KERNELS: dict[Any, list[Any]] = {
+    forward.forward_sweep: [forward.ForwardJob],
+    forward.project_steps: [forward.ProjectionJob],
+    backward.backward_sweep: [backward.BackwardJob],
+    products.add_outer_products: [products.ProductJob, products.Places],
+    products.add_input_gradient: [products.InputGradientJob, products.Places],
+    packing.pack_by_units: [int] * 4,
+    packing.unpack_by_units: [int] * 7,
+    packing.pack_bias: [int] * 4,
+    packing.unpack_bias: [int] * 3,
+    packing.pack_gate_rows: [int] * 4,
+    packing.pack_columns: [int] * 4,
+    packing.pack_columns_transposed: [int] * 4,
 }
-"""The kernels that are called from Python, each with the named tuple of integers it takes, or
-with the number of integers. All take a `Lanes` first."""
+"""The kernels that are called from Python and what they take beside a `Lanes`: integers, or named
+tuples of them."""
 
 
 @cache
@@ -83,11 +83,10 @@ def kernel(function: Any, lanes: Lanes) -> Kernel:
 
 
 def _compile(function: Any, lanes: Lanes) -> Kernel:
-    arguments = KERNELS[function]
-    if isinstance(arguments, int):
-        parameters = [types.int64] * arguments
-    else:
-        parameters = [types.NamedUniTuple(types.int64, len(arguments._fields), arguments)]
+    parameters = [
+        types.int64 if kind is int else types.NamedUniTuple(types.int64, len(kind._fields), kind)
+        for kind in KERNELS[function]
+    ]
     signature = types.void(LanesType(lanes), *parameters)
     kept = _kept(function)
     if kept is None or not kept.holds(signature):

@@ -11,6 +11,7 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.packing import panel_width
+from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.tile import multiply_tile
 from cupy_lstm.simd.vector import (
     fused,
@@ -39,9 +40,10 @@ class ForwardJob(NamedTuple):
     ----------
     steps, time, direction
         Number of steps, time of the first, 1 or -1 from one to the next.
-    counts, slots, order
-        Tables: how many rows take part at each time, the first slot of each time, the batch row
-        of each row.
+    order, lengths, batch
+        Tables of the batch row and the length of each of B rows.
+    first_slot
+        The first slot of the first step's time.
     first_row, last_row, first_unit_block, last_unit_block
         The part.
     input_size, hidden_size, output_size
@@ -69,14 +71,14 @@ class ForwardJob(NamedTuple):
     steps: int
     time: int
     direction: int
-    counts: int
-    slots: int
     order: int
+    lengths: int
+    batch: int
+    first_slot: int
     first_row: int
     last_row: int
     first_unit_block: int
     last_unit_block: int
-    batch: int
     input_size: int
     hidden_size: int
     output_size: int
@@ -137,21 +139,21 @@ def forward_sweep(lanes: Any, job: Any) -> None:
     constants = gates + 8 * capacity
     for r in range(tile_rows(lanes)):
         write(constants + 8 * r, job.bias)
-    meetings = 0
+    meetings, slot = 0, job.first_slot
     for first in range(0, job.steps, job.chunk):
         last = min(first + job.chunk, job.steps)
         # The slots of the chunk.
-        n = 0
+        n, slot_here = 0, slot
         for s in range(first, last):
             time = job.time + s * job.direction
-            for row in range(job.first_row, min(job.last_row, read(job.counts + 8 * time))):
+            active = min(job.last_row, active_rows(job.lengths, job.batch, time))
+            for row in range(job.first_row, active):
                 place = job.x + time * job.x_time + read(job.order + 8 * row) * job.x_row
-                slot = n
-                if job.cell_steps != 0:
-                    slot = read(job.slots + 8 * time) + row
+                kept = slot_here + row if job.cell_steps != 0 else n
                 write(inputs + 8 * n, place)
-                write(gates + 8 * n, job.gates + slot * gate_bytes)
+                write(gates + 8 * n, job.gates + kept * gate_bytes)
                 n += 1
+            slot_here = slot_beside(job.lengths, job.batch, slot_here, time, job.direction)
         for j in range(job.first_unit_block, job.last_unit_block):
             panel = job.weight_ih + j * job.input_size * 4 * vector
             for r in range(0, n, tile_rows(lanes)):
@@ -173,8 +175,10 @@ def forward_sweep(lanes: Any, job: Any) -> None:
         n = 0
         for s in range(first, last):
             time = job.time + s * job.direction
-            active = max(0, min(job.last_row, read(job.counts + 8 * time)) - job.first_row)
-            forward_step(lanes, job, s, time, active, gates + 8 * n, inputs + 8 * n)
+            active = min(job.last_row, active_rows(job.lengths, job.batch, time)) - job.first_row
+            active = max(0, active)
+            forward_step(lanes, job, s, time, active, slot, gates + 8 * n, inputs + 8 * n)
+            slot = slot_beside(job.lengths, job.batch, slot, time, job.direction)
             n += active
             if job.team > 1:
                 meetings += 1
@@ -183,9 +187,11 @@ def forward_sweep(lanes: Any, job: Any) -> None:
 
 @njit(nogil=True)
 def forward_step(
-    lanes: Any, job: Any, s: int, time: int, active: int, gates: int, h_rows: int
+    lanes: Any, job: Any, s: int, time: int, active: int, slot: int, gates: int, h_rows: int
 ) -> None:
     """Run one step for the `active` first rows; `gates` is the table of their gates.
+
+    `slot` is the first slot of this time.
 
     The table of their inputs is no longer needed, and takes the addresses of h before the step.
     """
@@ -200,7 +206,7 @@ def forward_step(
     m, m_bytes = h_to, h_bytes
     if job.weight_ho != 0:
         m, m_bytes = job.m + job.first_row * c_bytes, c_bytes
-    slot = read(job.slots + 8 * time) + job.first_row
+    slot += job.first_row
     for row in range(active):
         write(h_rows + 8 * row, h_from + row * h_bytes)
     for j in range(job.first_unit_block, job.last_unit_block):

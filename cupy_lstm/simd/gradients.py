@@ -12,23 +12,29 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 from cupy_lstm.simd import packing
-from cupy_lstm.simd.backward import (
+from cupy_lstm.simd.compiled import kernel
+from cupy_lstm.simd.forward import ProjectionJob, project_steps
+from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.products import (
+    BEFORE,
+    BY_ROW,
+    BY_SLOT,
     InputGradientJob,
+    Places,
     ProductJob,
     add_input_gradient,
     add_outer_products,
 )
-from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.forward import ProjectionJob, project_steps
-from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
-from cupy_lstm.simd.rows import Rows, slot_places
+from cupy_lstm.simd.rows import Rows
 from cupy_lstm.simd.sharing import equal
 from cupy_lstm.simd.threads import Call, Crew
 from cupy_lstm.simd.weights import Packing
-from cupy_lstm.steps import Directions
 
 SLOTS_AT_ONCE = 48
 """Slots whose product with a panel of weights is taken while it is in the cache."""
+
+TERMS_AT_ONCE = 96
+"""Slots whose outer products are summed while what they have in a group of blocks is cached."""
 
 
 class Products:
@@ -47,14 +53,15 @@ class Products:
         layout: Layout,
         team: Crew,
         weights: LayerWeights,
-        reverse: Directions,
         rows: Sequence[Rows],
         dz: Sequence[HostArray],
         m: Sequence[HostArray],
     ) -> None:
         self.layout, self.team, self.weights = layout, team, weights
-        self.reverse, self.rows, self.dz, self.m = reverse, rows, dz, m
-        self.places = [slot_places(some) for some in rows]
+        self.rows, self.dz, self.m = rows, dz, m
+        slots = sum(some.total for some in rows)
+        _, _, I, H, P, D = layout.shape  # noqa: E741
+        self.threads = team.threads(slots // D * 4 * H * min(I, P))
         self.zeros = layout.zeros(max(layout.h_width, layout.x_width))
 
     def add_weight_gradients(
@@ -83,21 +90,23 @@ class Products:
                 for name, some in zip(wanted._fields, wanted, strict=True)
                 if some is not None and d in range(*some.indices(self.layout.shape.D))
             ]
-            sums = _Sums(self.layout, self.team)
+            sums = _Sums(self.layout, self.team, self.threads, rows.total)
+            one = numpy.ones(1, self.layout.dtype)
+            h_bytes, c_bytes = (
+                width * self.layout.itemsize for width in (self.layout.h_width, self.layout.c_width)
+            )
             if "weight_ih" in names:
-                times, places = self.places[d]
-                sources = address(x) + times * x.strides[0] + rows.order[places] * x.strides[1]
-                sums.add_by_units("weight_ih", sources, self.layout.shape.I, self.dz[d])
+                left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
+                sums.add_by_units("weight_ih", left, self.layout.shape.I, self.dz[d])
             if "weight_hh" in names:
-                sources = self.outputs_before(d, h_steps[d], h0[d])
-                sums.add_by_units("weight_hh", sources, self.layout.shape.P, self.dz[d])
+                left = self.places(d, BEFORE, h_steps[d], 0, h_bytes, initial=h0[d])
+                sums.add_by_units("weight_hh", left, self.layout.shape.P, self.dz[d])
             if "bias_ih" in names or "bias_hh" in names:
-                one = numpy.ones(1, self.layout.dtype)
-                sums.add_by_units("bias", numpy.full(rows.total, address(one)), 1, self.dz[d])
+                left = self.places(d, BY_ROW, one, 0, 0)
+                sums.add_by_units("bias", left, 1, self.dz[d])
             if "weight_ho" in names:
-                row_bytes = self.layout.c_width * self.layout.itemsize
-                sources = address(self.m[d]) + numpy.arange(rows.total) * row_bytes
-                sums.add_by_columns("weight_ho", sources, self.layout.shape.H, dh_steps[d])
+                left = self.places(d, BY_SLOT, self.m[d], 0, c_bytes)
+                sums.add_by_columns("weight_ho", left, self.layout.shape.H, dh_steps[d])
             sums.run()
             for name in names:
                 sums.add_to(name, getattr(gradients, name)[d])
@@ -129,24 +138,37 @@ class Products:
                 chunk=SLOTS_AT_ONCE,
             )
             parts: list[list[Call]] = []
-            for first, last in equal(rows.total, self.team.size):
+            for first, last in equal(rows.total, self.threads):
                 tables = scratch.table(3 * SLOTS_AT_ONCE)
                 part = job._replace(first=first, last=last, tables=tables)
                 parts.append([(project, layout.lanes, part)])
             self.team.run(parts)
         return outputs
 
-    def outputs_before(self, d: int, h_steps: HostArray, h0: HostArray) -> HostArray:
-        """Return the address of h before each slot: of the step before, or the initial one."""
-        rows, (times, places) = self.rows[d], self.places[d]
-        before = times + 1 if self.reverse[d] else times - 1
-        inside = (before >= rows.first_time) & (before < rows.last_time)
-        before = numpy.where(inside, before, rows.first_time)
-        inside &= places < rows.counts[before]
-        row_bytes = self.layout.h_width * self.layout.itemsize
-        kept = address(h_steps) + (rows.slots[before] + places) * row_bytes
-        addresses: HostArray = numpy.where(inside, kept, address(h0) + places * row_bytes)
-        return addresses
+    def places(
+        self,
+        d: int,
+        kind: int,
+        array: HostArray,
+        time_step: int,
+        row_step: int,
+        initial: HostArray | None = None,
+    ) -> Places:
+        """Return where the rows of an array lie that belong to the slots."""
+        rows = self.rows[d]
+        return Places(
+            kind=kind,
+            base=address(array),
+            time_step=time_step,
+            row_step=row_step,
+            initial=address(initial),
+            time=min(rows.times),
+            last_time=max(rows.times) + 1,
+            direction=rows.times.step,
+            order=address(rows.order),
+            lengths=address(rows.lengths),
+            batch=len(rows.order),
+        )
 
     def add_input_gradient(self, dx: HostArray) -> None:
         """Add the gradient of the input to dx [T,B,I], of any strides."""
@@ -158,12 +180,9 @@ class Products:
         add = kernel(add_input_gradient, layout.lanes)
         # Both directions add to the same numbers: one after the other.
         for d, rows in enumerate(self.rows):
-            times, places = self.places[d]
-            targets = (
-                address(target) + times * target.strides[0] + rows.order[places] * target.strides[1]
-            )
+            targets = self.places(d, BY_ROW, target, target.strides[0], target.strides[1])
             scratch, parts = Scratch(layout), []
-            for first, last in equal(rows.total, self.team.size):
+            for first, last in equal(rows.total, self.threads):
                 job = InputGradientJob(
                     first=first,
                     last=last,
@@ -172,13 +191,12 @@ class Products:
                     terms=layout.gate_width,
                     columns=I,
                     weight_ih=address(weight_ih[d]),
-                    targets=address(targets),
                     zeros=address(self.zeros),
-                    tables=scratch.table(3 * SLOTS_AT_ONCE),
+                    tables=scratch.table(4 * SLOTS_AT_ONCE),
                     scratch=scratch.numbers(SLOTS_AT_ONCE, layout.x_width),
                     chunk=SLOTS_AT_ONCE,
                 )
-                parts.append([(add, layout.lanes, job)])
+                parts.append([(add, layout.lanes, job, targets)])
             self.team.run(parts)
         if target is not dx:
             numpy.add(dx, target, out=dx)
@@ -187,31 +205,29 @@ class Products:
 class _Sums:
     """Sums over slots of the products of two rows each, all taken in one go."""
 
-    def __init__(self, layout: Layout, team: Crew) -> None:
-        self.layout, self.team = layout, team
+    def __init__(self, layout: Layout, team: Crew, threads: int, slots: int) -> None:
+        self.layout, self.team, self.threads, self.slots = layout, team, threads, slots
         self.results: dict[str, HostArray] = {}
-        self.jobs: list[ProductJob] = []
+        self.jobs: list[tuple[ProductJob, Places]] = []
         self.calls: list[Call] = []
         self.kept: list[Any] = []  # alive until the kernels are done
 
-    def add_by_units(self, name: str, sources: HostArray, features: int, dz: HostArray) -> None:
-        """Ask for the products of rows, given by their addresses, with those of dz."""
+    def add_by_units(self, name: str, left: Places, features: int, dz: HostArray) -> None:
+        """Ask for the products of some rows with those of dz."""
         layout, group = self.layout, 4 * self.layout.lanes.count
         result = layout.zeros(layout.blocks, features, group)
-        self._add(name, sources, features, dz, result, group, features * group)
+        self._add(name, left, features, dz, result, group, features * group)
 
-    def add_by_columns(
-        self, name: str, sources: HostArray, features: int, right: HostArray
-    ) -> None:
-        """Ask for the products of rows, given by their addresses, with other rows."""
+    def add_by_columns(self, name: str, left: Places, features: int, right: HostArray) -> None:
+        """Ask for the products of some rows with others."""
         result = self.layout.zeros(features, right.shape[1])
         group = 4 * self.layout.lanes.count
-        self._add(name, sources, features, right, result, right.shape[1], group)
+        self._add(name, left, features, right, result, right.shape[1], group)
 
     def _add(
         self,
         name: str,
-        sources: HostArray,
+        left: Places,
         features: int,
         right: HostArray,
         result: HostArray,
@@ -220,10 +236,8 @@ class _Sums:
     ) -> None:
         size, lanes, width = self.layout.itemsize, self.layout.lanes, right.shape[1]
         self.results[name] = result
-        self.kept.append(sources)
         job = ProductJob(
-            slots=len(sources),
-            sources=address(sources),
+            slots=self.slots,
             features=features,
             right=address(right),
             right_step=width * size,
@@ -234,19 +248,21 @@ class _Sums:
             first=0,
             last=0,
             tables=0,
+            chunk=TERMS_AT_ONCE,
         )
-        self.jobs.append(job)
+        self.jobs.append((job, left))
 
     def run(self) -> None:
         """Take all sums."""
         lanes, scratch = self.layout.lanes, Scratch(self.layout)
         add = kernel(add_outer_products, lanes)
-        parts: list[list[Call]] = [[] for _ in range(self.team.size)]
-        for job in self.jobs:
+        parts: list[list[Call]] = [[] for _ in range(self.threads)]
+        for job, left in self.jobs:
             tiles = -(-job.blocks // 4) * -(-job.features // lanes.rows)
-            for part, (first, last) in zip(parts, equal(tiles, self.team.size), strict=True):
-                tables = scratch.table(lanes.rows)
-                part.append((add, lanes, job._replace(first=first, last=last, tables=tables)))
+            for part, (first, last) in zip(parts, equal(tiles, self.threads), strict=True):
+                tables = scratch.table(TERMS_AT_ONCE + lanes.rows)
+                piece = job._replace(first=first, last=last, tables=tables)
+                part.append((add, lanes, piece, left))
         self.team.run(parts)
 
     def add_to(self, name: str, gradient: HostArray) -> None:
@@ -267,14 +283,14 @@ class _Sums:
         result, scratch = self.results[name], Scratch(layout)
         self.kept.append(scratch)
         unpack = kernel(packing.unpack_by_units, lanes)
-        for first, last in equal(layout.blocks, self.team.size):
+        for first, last in equal(layout.blocks, self.threads):
             block = scratch.numbers(lanes.count, lanes.count)
             sizes = (result.shape[1], H, first, last, block)
             self.calls.append((unpack, lanes, address(result), *sizes, address(target)))
 
     def finish(self) -> None:
         """Add all sums to the gradients."""
-        size = self.team.size
+        size = self.threads
         self.team.run([self.calls[p::size] for p in range(size)])
         for pair in self.kept:
             if isinstance(pair, tuple):

@@ -1,5 +1,8 @@
 """Arrays as kernels see them: whole vectors, an address, rows whose numbers lie side by side."""
 
+from ctypes import addressof, c_char
+from typing import Any
+
 import numpy
 
 from cupy_lstm.backend import HostArray
@@ -7,6 +10,9 @@ from cupy_lstm.notation import Shape
 from cupy_lstm.simd.compiled import host_lanes
 
 CACHE_LINE = 64
+
+NAMES = {numpy.dtype(name): name for name in ("float32", "float64")}
+"""The dtypes there are kernels for; NumPy takes long to name a dtype."""
 
 
 class Layout:
@@ -24,9 +30,9 @@ class Layout:
         Numbers in h, c, x and the gates of a row, the space behind the last one included.
     """
 
-    def __init__(self, shape: Shape, dtype: str) -> None:
-        self.shape, self.lanes = shape, host_lanes(dtype)
-        self.dtype, self.itemsize = numpy.dtype(dtype), self.lanes.itemsize
+    def __init__(self, shape: Shape, dtype: "numpy.dtype[Any]") -> None:
+        self.shape, self.lanes = shape, host_lanes(NAMES[dtype])
+        self.dtype, self.itemsize = dtype, dtype.itemsize
         self.h_width, self.c_width, self.x_width = (
             self.in_vectors(size) for size in (shape.P, shape.H, shape.I)
         )
@@ -75,8 +81,12 @@ def address(array: HostArray | None) -> int:
     """Return where the numbers of an array begin; 0 for none."""
     if array is None:
         return 0
-    place: int = array.__array_interface__["data"][0]
-    return place
+    try:
+        buffer: Any = array
+        return addressof(c_char.from_buffer(buffer))
+    except (TypeError, ValueError, BufferError):  # read-only, empty, or not in one piece
+        place: int = array.__array_interface__["data"][0]
+        return place
 
 
 def has_rows(array: HostArray) -> bool:

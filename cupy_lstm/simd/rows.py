@@ -2,15 +2,16 @@
 
 Rows are numbered by falling length, so those that take part at a time are the first ones, and a
 *slot* is one such row at one time. The slots of a time lie together, the times one after the
-other, in both directions alike.
+other, in both directions alike. Nothing here grows with the number of steps.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy
+from numba import njit
 
 from cupy_lstm.backend import HostArray
+from cupy_lstm.simd.vector import read
 
 
 @dataclass(frozen=True)
@@ -21,70 +22,76 @@ class Rows:
     ----------
     order : array [B] of int64
         The batch row of each row.
-    counts : array [T] of int64
-        How many rows take part at each time.
-    slots : array [T] of int64
-        The first slot of each time, counted from the first time of the range.
-    first_time, last_time : int
-        The range.
-    total : int
-        Its slots.
+    lengths : array [B] of int64
+        The length of each row.
+    times : range
+        The range, in the order of the steps.
     steps : array [B] of int64
         How many times of the range each row takes part in.
+    total : int
+        Slots of the range.
     """
 
     order: HostArray
-    counts: HostArray
-    slots: HostArray
-    first_time: int
-    last_time: int
-    total: int
+    lengths: HostArray
+    times: range
     steps: HostArray
+    total: int
+
+    def first_slot(self, time: int) -> int:
+        """Return the first slot of a time at either end of the range."""
+        if time == min(self.times):
+            return 0
+        return self.total - int((self.lengths > time).sum())
 
 
-def rows_of(lengths: HostArray | None, T: int, B: int, times: range) -> Rows:
-    """Number the rows of a batch and their slots at some times.
+def rows_of(lengths: HostArray | None, T: int, B: int, steps: range, backwards: bool) -> Rows:
+    """Number the rows of a batch.
 
     Parameters
     ----------
     lengths : array [B] of int64, or None
         Valid times of each row.
     T, B : int
-        Steps and rows.
-    times : range
-        The times, in either direction.
+        Steps and rows of the whole sequence.
+    steps : range
+        The steps to run.
+    backwards : bool
+        Whether the direction runs from the end.
     """
+    first, last = (T - steps.stop, T - steps.start) if backwards else (steps.start, steps.stop)
+    times = range(last - 1, first - 1, -1) if backwards else steps
     if lengths is None:
-        return _full_rows(T, B, times)
+        order, falling = numpy.arange(B, dtype="int64"), numpy.full(B, T, "int64")
+        taken = numpy.full(B, len(times), "int64")
+        return Rows(order, falling, times, taken, B * len(times))
     clamped = numpy.clip(lengths, 0, T)
-    order = numpy.argsort(-clamped, kind="stable")
-    falling = clamped[order]
-    counts = B - numpy.searchsorted(falling[::-1], numpy.arange(T), side="right")
-    return _numbered(order, falling, counts, times)
+    order = numpy.argsort(-clamped, kind="stable").astype("int64")
+    falling = clamped[order].astype("int64")
+    taken = numpy.clip(falling, first, last) - first
+    return Rows(order, falling, times, taken, int(taken.sum()))
 
 
-@lru_cache(maxsize=64)
-def _full_rows(T: int, B: int, times: range) -> Rows:
-    return _numbered(numpy.arange(B), numpy.full(B, T), numpy.full(T, B), times)
+@njit(nogil=True)
+def active_rows(lengths: int, batch: int, time: int) -> int:
+    """Return how many rows take part at a time, from the table of falling lengths."""
+    low, high = 0, batch
+    if batch > 0 and read(lengths + 8 * (batch - 1)) > time:
+        return batch
+    while low < high:
+        middle = (low + high) // 2
+        if read(lengths + 8 * middle) > time:
+            low = middle + 1
+        else:
+            high = middle
+    return low
 
 
-def _numbered(order: HostArray, falling: HostArray, counts: HostArray, times: range) -> Rows:
-    first, last = (min(times), max(times) + 1) if len(times) else (0, 0)
-    slots = numpy.cumsum(counts) - counts
-    total = int(counts[first:last].sum())
-    if len(times):
-        slots = slots - slots[first]
-    order, counts, slots = (array.astype("int64") for array in (order, counts, slots))
-    return Rows(order, counts, slots, first, last, total, numpy.clip(falling, first, last) - first)
-
-
-def slot_places(rows: Rows) -> tuple[HostArray, HostArray]:
-    """Return the time and the row of every slot."""
-    counts = rows.counts[rows.first_time : rows.last_time]
-    times = numpy.repeat(numpy.arange(rows.first_time, rows.last_time), counts)
-    return times, numpy.arange(rows.total) - rows.slots[times]
-
-
-def times_of(steps: range, T: int, backwards: bool) -> range:
-    """Return the times of some steps."""
-    return range(T - 1 - steps.start, T - 1 - steps.stop, -1) if backwards else steps
+@njit(nogil=True)
+def slot_beside(lengths: int, batch: int, slot: int, time: int, direction: int) -> int:
+    """Return the first slot of the next or the last time, from the first slot of this time."""
+    if direction > 0:
+        slot += active_rows(lengths, batch, time)
+    else:
+        slot -= active_rows(lengths, batch, time - 1)
+    return slot

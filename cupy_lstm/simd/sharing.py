@@ -41,8 +41,8 @@ def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -
     """
     B, D, blocks = layout.shape.B, layout.shape.D, layout.blocks
     team = min(threads // D, blocks // 4)
-    few = B * D <= SMALL_BATCH * threads
-    if team > 1 and few and not projected:
+    rows_of_a_thread = B * D / threads
+    if team > 1 and rows_of_a_thread <= SMALL_BATCH and not projected:
         bounds = [4 * (blocks // 4 * p // team) for p in range(team)] + [blocks]
         return [
             [Share(d, 0, B, first, last, team)]

@@ -18,6 +18,9 @@ from numba.np.ufunc import parallel
 Call = tuple[Any, ...]
 """A kernel and its arguments."""
 
+WORTH_A_THREAD = 2**21
+"""Multiply-adds below which waking a thread takes longer than it saves."""
+
 
 def _limit() -> int:
     """Return the most threads that the environment allows, read once as OpenMP does."""
@@ -53,6 +56,10 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
+
+    def threads(self, work: int) -> int:
+        """Return how many threads are worth while for so many multiply-adds."""
+        return max(1, min(self.size, work // WORTH_A_THREAD))
 
     def run(self, parts: Sequence[Sequence[Call]]) -> None:
         """Make each thread's calls, ``function(*arguments)`` one after the other.
@@ -101,8 +108,8 @@ class _Work:
         """Note that a piece is done."""
         with self._counting:
             self._left -= 1
-            self.finished = self._left == 0
-        if self.finished:
+            last = self.finished = self._left == 0
+        if last:
             self.done.release()
 
 
@@ -152,16 +159,15 @@ if hasattr(os, "register_at_fork"):
 @contextmanager
 def crew() -> Iterator[Crew]:
     """Take the crew for the length of a call; it is of one where another call has it."""
-    size, lock = thread_count(), _lock
-    if size < 2 or not lock.acquire(blocking=False):
-        yield Crew(1)
-        return
+    size, lock, taken = thread_count(), _lock, False
     try:
+        taken = size > 1 and lock.acquire(blocking=False)
         try:
-            while len(_workers) < size:
+            while taken and len(_workers) < size:
                 _workers.append(_Worker(len(_workers)))
         except RuntimeError:  # no more threads, or none any more as the interpreter ends
             size = max(1, len(_workers))
-        yield Crew(size)
+        yield Crew(size if taken else 1)
     finally:
-        lock.release()
+        if taken:
+            lock.release()

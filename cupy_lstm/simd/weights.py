@@ -10,6 +10,9 @@ from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Layout, address, contiguous
 from cupy_lstm.simd.threads import Crew
 
+PACKING_WORK = 20
+"""Multiply-adds that take as long as packing a number."""
+
 
 @dataclass
 class Packed:
@@ -37,6 +40,7 @@ class Packing:
         self._layout, self._crew = layout, crew
         self._calls: list[tuple[Any, ...]] = []
         self._sources: list[HostArray | None] = []  # alive until they are packed
+        self._numbers = 0
 
     def forward(self, weights: LayerWeights) -> Packed:
         """Pack all weights for products with inputs and outputs."""
@@ -84,15 +88,16 @@ class Packing:
 
     def finish(self) -> None:
         """Pack everything that was asked for."""
-        size = self._crew.size
+        size = self._crew.threads(PACKING_WORK * self._numbers)
         self._crew.run([self._calls[p::size] for p in range(size)])
-        self._calls, self._sources = [], []
+        self._calls, self._sources, self._numbers = [], [], 0
 
     def _add(
         self, function: Any, pieces: list[HostArray | None], *sizes: int, into: HostArray
     ) -> None:
         sources = [None if piece is None else contiguous(piece) for piece in pieces]
         self._sources += sources
+        self._numbers += into.size
         lanes = self._layout.lanes
         places = [address(source) for source in sources]
         self._calls.append((kernel(function, lanes), lanes, *places, *sizes, address(into)))

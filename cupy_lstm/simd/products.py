@@ -1,0 +1,242 @@
+"""Products over all slots of one direction, compiled: the gradients of weights and input.
+
+Slots are taken in the order in which they lie. Addresses of what belongs to a slot are found for
+a chunk of slots at a time, so nothing here grows with the number of steps.
+"""
+
+from typing import Any, NamedTuple
+
+from numba import njit
+
+from cupy_lstm.simd.forward import multiply_rows
+from cupy_lstm.simd.rows import active_rows
+from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.vector import (
+    itemsize,
+    lane_count,
+    load,
+    load_first,
+    read,
+    store_first,
+    tile_rows,
+    write,
+)
+
+BY_ROW, BY_SLOT, BEFORE = 0, 1, 2
+"""Kinds of `Places`."""
+
+
+class Places(NamedTuple):
+    """Where rows that belong to slots lie.
+
+    Attributes
+    ----------
+    kind
+        BY_ROW: in an array over times and batch rows. BY_SLOT: in the order of slots. BEFORE: in
+        the order of slots, that of the same row one step earlier, or where there is none, in the
+        order of rows.
+    base, time_step, row_step
+        Address of the first one; bytes from time to time, and from row to row.
+    initial
+        Address of the first of those in the order of rows.
+    time, last_time, direction
+        First time of the range and the one behind it; 1 or -1 from step to step.
+    order, lengths, batch
+        Tables of the batch row and the length of each of B rows.
+    """
+
+    kind: int
+    base: int
+    time_step: int
+    row_step: int
+    initial: int
+    time: int
+    last_time: int
+    direction: int
+    order: int
+    lengths: int
+    batch: int
+
+
+@njit(nogil=True)
+def find_slot(places: Any, slot: int) -> Any:
+    """Return the time of a slot, the first slot of that time, and how many rows take part."""
+    time, first = places.time, 0
+    active = active_rows(places.lengths, places.batch, time)
+    while slot >= first + active and time + 1 < places.last_time:
+        first += active
+        time += 1
+        active = active_rows(places.lengths, places.batch, time)
+    return time, first, active
+
+
+@njit(nogil=True)
+def write_places(places: Any, slot: int, count: int, position: Any, table: int) -> Any:
+    """Write the addresses of what belongs to `count` slots from `slot` to a table.
+
+    Parameters
+    ----------
+    position : tuple of int
+        Of `find_slot` for this slot.
+
+    Returns
+    -------
+    tuple of int
+        Position of the slot behind the last one.
+    """
+    time, first, active = position
+    for k in range(count):
+        while slot + k >= first + active:
+            first += active
+            time += 1
+            active = active_rows(places.lengths, places.batch, time)
+        row = slot + k - first
+        if places.kind == BY_ROW:
+            batch_row = read(places.order + 8 * row)
+            place = places.base + time * places.time_step + batch_row * places.row_step
+        elif places.kind == BY_SLOT:
+            place = places.base + (slot + k) * places.row_step
+        else:
+            place = places.initial + row * places.row_step
+            before = time - places.direction
+            if places.time <= before and before < places.last_time:
+                there = active_rows(places.lengths, places.batch, before)
+                if row < there:
+                    start = first - there if places.direction > 0 else first + active
+                    place = places.base + (start + row) * places.row_step
+        write(table + 8 * k, place)
+    return time, first, active
+
+
+class ProductJob(NamedTuple):
+    """One thread's part of a sum over slots of the outer products of two rows.
+
+    The result, packed by units or by columns, is cut into tiles; the job is a range of them. Each
+    is summed by one thread in the order of the slots, so the sum does not depend on the threads.
+
+    Attributes
+    ----------
+    slots
+        Number of terms.
+    features
+        Numbers in the left row of each slot.
+    right, right_step, blocks
+        Address of the right row of the first slot, bytes to the next, and blocks in it.
+    out, out_step
+        Result for the first feature and block, and bytes from feature to feature.
+    panel_step
+        Bytes of the result from one group of four blocks to the next.
+    first, last
+        The range: tiles of features within groups of four blocks.
+    tables
+        Scratch for a table of `chunk` slots and one of the rows of a tile.
+    chunk
+        Slots to take at once.
+    """
+
+    slots: int
+    features: int
+    right: int
+    right_step: int
+    blocks: int
+    out: int
+    out_step: int
+    panel_step: int
+    first: int
+    last: int
+    tables: int
+    chunk: int
+
+
+@njit(nogil=True)
+def add_outer_products(lanes: Any, job: Any, left: Any) -> None:
+    """Compute some tiles of a sum of outer products, `left` being the Places of the left rows."""
+    lane, size, most = lane_count(lanes), itemsize(lanes), tile_rows(lanes)
+    vector = lane * size
+    tiles = -(-job.features // most)
+    sources, outputs = job.tables, job.tables + 8 * job.chunk
+    position = find_slot(left, 0)
+    for start in range(0, job.slots, job.chunk):
+        n = min(job.chunk, job.slots - start)
+        position = write_places(left, start, n, position, sources)
+        for index in range(job.first, job.last):
+            group, feature = index // tiles, index % tiles * most
+            rows = min(most, job.features - feature)
+            out = job.out + group * job.panel_step + feature * job.out_step
+            for r in range(rows):
+                write(outputs + 8 * r, out + r * job.out_step)
+            right = job.right + start * job.right_step + group * 4 * vector
+            if 4 * group + 4 <= job.blocks:
+                multiply_tile(
+                    lanes, 4, True, rows, n, sources, feature * size, right, job.right_step,
+                    outputs, outputs, 0, vector,
+                )  # fmt: skip
+            else:
+                for v in range(job.blocks - 4 * group):
+                    multiply_tile(
+                        lanes, 1, True, rows, n, sources, feature * size, right + v * vector,
+                        job.right_step, outputs, outputs, v * vector, vector,
+                    )  # fmt: skip
+
+
+class InputGradientJob(NamedTuple):
+    """One thread's part of the gradient of the input.
+
+    Attributes
+    ----------
+    first, last
+        The slots.
+    gates, gate_bytes
+        Gradients of the pre-activations of the first of all slots, and bytes to the next.
+    terms, columns
+        Numbers in the gates of a row, and I.
+    weight_ih
+        Packed by columns.
+    zeros
+        A row of zeros.
+    tables, scratch
+        Scratch for four tables of `chunk` slots, and for as many rows.
+    chunk
+        Slots to take at once.
+    """
+
+    first: int
+    last: int
+    gates: int
+    gate_bytes: int
+    terms: int
+    columns: int
+    weight_ih: int
+    zeros: int
+    tables: int
+    scratch: int
+    chunk: int
+
+
+@njit(nogil=True)
+def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
+    """Compute the gradient of the input of some slots and add it to the Places `targets`."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    blocks = -(-job.columns // lane)
+    row_bytes = blocks * lane * size
+    gates, zeros = job.tables, job.tables + 8 * job.chunk
+    products, places = zeros + 8 * job.chunk, zeros + 16 * job.chunk
+    for row in range(job.chunk):
+        write(zeros + 8 * row, job.zeros)
+        write(products + 8 * row, job.scratch + row * row_bytes)
+    position = find_slot(targets, job.first)
+    for first in range(job.first, job.last, job.chunk):
+        n = min(job.chunk, job.last - first)
+        position = write_places(targets, first, n, position, places)
+        for row in range(n):
+            write(gates + 8 * row, job.gates + (first + row) * job.gate_bytes)
+        multiply_rows(
+            lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih, zeros, products
+        )
+        for row in range(n):
+            target = read(places + 8 * row)
+            for v in range(blocks):
+                there = min(lane, job.columns - v * lane)
+                place = target + v * lane * size
+                term = load(lanes, job.scratch + row * row_bytes + v * lane * size)
+                store_first(place, load_first(lanes, place, there) + term, there)
