@@ -4,6 +4,7 @@
 // Philox4x64-10: Salmon, Moraes, Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3",
 // SC 2011; the constants are theirs.
 #include "scalar.cuh"
+#include "vector.cuh"
 
 struct Words {
     unsigned long long w[4];
@@ -24,8 +25,9 @@ __device__ __forceinline__ Words philox(Words counter, unsigned long long key0,
     return counter;
 }
 
-// One thread for the eight neighbouring features that share a Philox block.
-template <typename S>
+// One thread for the eight neighbouring features that share a Philox block, moved N at a time. N
+// divides F, so what is moved together is all there or not at all.
+template <typename S, int N>
 __global__ void dropout(
     S* x,  // [T,B,F], changed in place
     unsigned long long seed, unsigned long long call, unsigned long long layer,
@@ -42,13 +44,20 @@ __global__ void dropout(
         const Words random =
             philox({{at, static_cast<unsigned long long>(t), layer, 0ull}}, seed, call);
         S* features = x + (t * B + row) * F + block * 8;
-        const int width = F - block * 8 < 8 ? static_cast<int>(F - block * 8) : 8;
+        const long long present = F - block * 8;
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-            const unsigned long long value = random.w[n / 2] >> (n % 2 * 32) & 0xFFFFFFFFull;
-            // Multiplied by zero as on the host, where a dropped -1 is a -0.
-            if (n < width)
-                features[n] = rounded<S>(widen(features[n]) * (value >= threshold ? kept : Sum<S>(0)));
+        for (int first = 0; first < 8; first += N) {
+            if (first >= present) continue;
+            Vector<S, N> here = load<N>(features + first);
+#pragma unroll
+            for (int n = 0; n < N; ++n) {
+                const int lane = first + n;
+                const unsigned long long value =
+                    random.w[lane / 2] >> (lane % 2 * 32) & 0xFFFFFFFFull;
+                // Multiplied by zero as on the host, where a dropped -1 is a -0.
+                here[n] = rounded<S>(widen(here[n]) * (value >= threshold ? kept : Sum<S>(0)));
+            }
+            store(features + first, here);
         }
     }
 }

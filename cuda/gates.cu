@@ -101,13 +101,16 @@ __global__ void gates_output(
     // The steps of a chunk follow each other in memory: n*B rows.
     FOR_EACH_ITEM(item, D * rows * (H / N)) {
         const Place at = place<N>(item, rows, H);
-        const Vector<A, N> o = load<N>(gates + at.d * gates_stride + at.gates + 3 * H),
-                           c_here = load<N>(c + at.d * c_stride + at.units);
         const bool empty = padding != nullptr && padding[at.d * padding_stride + at.row];
-        Vector<S, N> m_here;
+        Vector<S, N> m_here = {};  // zeros
+        // Loaded inside the branch: a choice at each element would have the loads split.
+        if (!empty) {
+            const Vector<A, N> o = load<N>(gates + at.d * gates_stride + at.gates + 3 * H),
+                               c_here = load<N>(c + at.d * c_stride + at.units);
 #pragma unroll
-        for (int n = 0; n < N; ++n)
-            m_here[n] = rounded<S>(empty ? A(0) : o[n] * hyperbolic_tangent(c_here[n]));
+            for (int n = 0; n < N; ++n)
+                m_here[n] = rounded<S>(o[n] * hyperbolic_tangent(c_here[n]));
+        }
         store(m + at.d * m_stride + at.units, m_here);
     }
 }

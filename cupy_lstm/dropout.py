@@ -17,7 +17,7 @@ import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module
 from cupy_lstm.checks import checked_integer, checked_probability, checked_word
-from cupy_lstm.kernels import SCALARS, Kernel
+from cupy_lstm.kernels import SCALARS, Kernel, Rows, vector_width
 
 LANES = 8
 """32-bit values in one Philox block."""
@@ -71,7 +71,8 @@ class Dropout:
         if array_module(array) is not numpy:
             position = (self.seed, self.call, layer, self.first_row, self.threshold)
             blocks = -(-F // LANES)
-            _kernel(array.dtype).launch(T * B * blocks, array, *position, scale, T, B, F)
+            kernel = _kernel(array.dtype, vector_width(F, Rows(array)))
+            kernel.launch(T * B * blocks, array, *position, scale, T, B, F)
             return
         for t in range(T):
             mask = self.kept(layer, t, B, F) * array.dtype.type(scale)
@@ -98,5 +99,5 @@ class Dropout:
 
 
 @cache
-def _kernel(dtype: "numpy.dtype[Any]") -> Kernel:
-    return Kernel("dropout.cu", "dropout", SCALARS[dtype.name])
+def _kernel(dtype: "numpy.dtype[Any]", width: int) -> Kernel:
+    return Kernel("dropout.cu", "dropout", SCALARS[dtype.name], str(width))

@@ -4,9 +4,10 @@ On CuPy this is the only module that touches its private cuBLAS binding: `cupy.m
 transposed operands, widens float16, and cannot add to its output.
 """
 
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy
 
@@ -18,13 +19,22 @@ _FLOAT32 = 0
 _CUDA_TYPE = {"float32": _FLOAT32, "float64": 1, "float16": 2, "bfloat16": 14}
 _COMPUTE_32F, _COMPUTE_64F, _COMPUTE_32F_FAST_TF32 = 68, 70, 77
 _DEFAULT_ALGORITHM = -1
+_WIDE_PARTIAL_SUMS = 16  # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION
+_NOT_SUPPORTED, _ARCH_MISMATCH = 15, 8
 
 
 def matmul(a: Array, b: Array, out: Array) -> None:
     """Write ``out[d] = a[d] @ b[d]`` for a [D,M,K], b [D,K,N], out [D,M,N].
 
     The operands may be transposed views of contiguous matrices. On CuPy a and b have one dtype,
-    out the same or float32, and sums are in float32 at least.
+    out the same or float32, and sums are in float32 at least, those of the parts of a split K too.
+
+    Raises
+    ------
+    ImportError
+        If the arrays are CuPy's and cuBLAS is not installed.
+    RuntimeError
+        If the card has no such product.
     """
     xp = array_module(out)
     if xp is numpy:
@@ -51,12 +61,9 @@ def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
         if not add:
             out.fill(0)
         return
-    cublas, device, linalg = _binding()
+    cublas, device, wants_tf32 = _binding()
     operand, result, compute, factors = _types(a.dtype, out.dtype)
-    if operand == result == _FLOAT32 and (
-        linalg.get_compute_type(out.dtype) == linalg.COMPUTE_TYPE_TF32
-    ):
-        # CuPy's own switch, CUPY_TF32=1: the user has asked for it.
+    if operand == result == _FLOAT32 and wants_tf32(out.dtype):
         compute = _COMPUTE_32F_FAST_TF32
     zero, one = factors.ctypes.data, factors.ctypes.data + factors.itemsize
     # cuBLAS reads matrices by columns, so a row-major product is the product of the transposes
@@ -66,8 +73,9 @@ def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
     out_op, ldc, out_stride = _by_columns(out)
     if out_op != _NO_TRANSPOSE:
         raise ValueError("out must hold its rows contiguously")
-    cublas.gemmStridedBatchedEx(
-        device.get_cublas_handle(),
+    handle = device.get_cublas_handle()
+    arguments = (
+        handle,
         b_op,
         a_op,
         N,
@@ -91,6 +99,39 @@ def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
         compute,
         _DEFAULT_ALGORITHM,
     )
+    try:
+        if out.itemsize == 2:
+            _with_wide_partial_sums(cublas, handle, arguments)
+        else:
+            cublas.gemmStridedBatchedEx(*arguments)
+    except RuntimeError as error:
+        if getattr(error, "status", None) in (_NOT_SUPPORTED, _ARCH_MISMATCH):
+            _raise_not_supported(a, out, error)
+        raise
+
+
+def _with_wide_partial_sums(cublas: ModuleType, handle: int, arguments: tuple[Any, ...]) -> None:
+    """Multiply with all sums in float32.
+
+    Where cuBLAS splits K, its default is to add the parts in the type of the result.
+    """
+    mode = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, mode | _WIDE_PARTIAL_SUMS)
+    try:
+        cublas.gemmStridedBatchedEx(*arguments)
+    finally:
+        cublas.setMathMode(handle, mode)
+
+
+def _raise_not_supported(operand: Array, out: Array, error: Exception) -> NoReturn:
+    from cupy.cuda import runtime
+
+    card = runtime.getDeviceProperties(out.device.id)
+    remedy = ": use dtype='float32'" if operand.itemsize == 2 else ""
+    raise RuntimeError(
+        f"cuBLAS does not multiply {operand.dtype} into {out.dtype} on this card "
+        f"({card['name'].decode()}, compute capability {card['major']}.{card['minor']}){remedy}"
+    ) from error
 
 
 def _by_columns(array: Array) -> tuple[int, int, int]:
@@ -125,10 +166,29 @@ def _types(
 
 
 @cache
-def _binding() -> tuple[ModuleType, ModuleType, ModuleType]:
+def _binding() -> tuple[ModuleType, ModuleType, Callable[["numpy.dtype[Any]"], bool]]:
     """Import what CuPy keeps private: cuBLAS, its handles, and the choice of TF32."""
-    from cupy._core import _routines_linalg
-    from cupy.cuda import device
-    from cupy_backends.cuda.libs import cublas
+    try:
+        from cupy.cuda import device
+        from cupy_backends.cuda.libs import cublas
+    except ImportError as error:
+        raise ImportError(
+            "matrix products on a GPU need cuBLAS: pip install 'cupy_lstm[cuda12x]' "
+            f"(or cuda13x for CUDA 13); importing it failed with: {error}"
+        ) from error
+    return cublas, device, _tf32_switch()
 
-    return cublas, device, _routines_linalg
+
+def _tf32_switch() -> Callable[["numpy.dtype[Any]"], bool]:
+    """Return a function that says whether the user asks for TF32 with CuPy's own switch.
+
+    The switch is CUPY_TF32=1. A CuPy that keeps it elsewhere multiplies without TF32.
+    """
+    from cupy import _core
+
+    linalg = getattr(_core, "_routines_linalg", None)
+    chosen = getattr(linalg, "get_compute_type", None)
+    tf32 = getattr(linalg, "COMPUTE_TYPE_TF32", None)
+    if chosen is None or tf32 is None:
+        return lambda dtype: False
+    return lambda dtype: bool(chosen(dtype) == tf32)

@@ -291,7 +291,7 @@ def vector_width(features: int, *rows: Rows | None) -> int:
     """Return how many neighbouring elements of all these rows one instruction can move."""
     given = [one for one in rows if one is not None]
     largest = max(one.array.itemsize for one in given)
-    for width in (4, 2):
+    for width in (8, 4, 2):
         fits = width * largest <= VECTOR_BYTES and features % width == 0
         if fits and all(one.is_aligned(width) for one in given):
             return width

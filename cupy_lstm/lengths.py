@@ -1,5 +1,6 @@
 """Valid lengths of padded sequences: checked on the host, or on the GPU without waiting for it."""
 
+import threading
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -90,18 +91,28 @@ def _kernel() -> Kernel:
     return Kernel("lengths.cu", "check_lengths", "long long")
 
 
-@cache
+_reports: dict[int, HostArray] = {}
+_reports_lock = threading.Lock()
+
+
 def _report(device: int) -> HostArray:
     """Return three words of pinned host memory that kernels of a device can write.
 
     Under unified addressing memory from cudaHostAlloc is mapped, at the same address for all.
-    """
-    import cupy
+    It is allocated once and never freed: a kernel may be about to write there.
 
-    memory: Any = cupy.cuda.alloc_pinned_memory(3 * 8)
-    report: HostArray = numpy.frombuffer(memory, numpy.int64, 3)
-    report[:] = 0
-    return report
+    Kernels on two streams at once may both find it empty, and their words may mix: the row of one
+    bad call, the length or the steps of another. That something was wrong is told all the same.
+    """
+    with _reports_lock:
+        if device not in _reports:
+            import cupy
+
+            memory: Any = cupy.cuda.alloc_pinned_memory(3 * 8)
+            report: HostArray = numpy.frombuffer(memory, numpy.int64, 3)
+            report[:] = 0
+            _reports[device] = report
+        return _reports[device]
 
 
 def _check_later(lengths: Array, steps: int) -> None:
@@ -121,7 +132,7 @@ def raise_reported(device: int) -> None:
     report = _report(device)
     row, length, steps = (int(word) for word in report)
     if row:
-        report[:] = 0
+        report[0] = 0  # the row alone: a kernel may be writing the others for the next report
         limit = "a length cannot be negative" if length < 0 else f"its inputs had {steps} steps"
         raise ValueError(
             f"sequence_length[{row - 1}] of an earlier call was {length}, but {limit}; that row "

@@ -1,5 +1,7 @@
 """The dropout kernel gives, bit for bit, what the host gives."""
 
+from math import gcd
+
 import numpy as np
 import pytest
 from gpu_cases import HALF, each_dtype, storage
@@ -95,11 +97,30 @@ def test_one_kernel_and_nothing_else(cupy, dtype):
 
 
 @each_dtype
+@pytest.mark.parametrize("offset", [0, 1, 2, 4])
+@pytest.mark.parametrize("features", [8, 12, 16, 20, 26, 27])
+def test_as_wide_as_the_features_and_the_address_allow_and_the_same_bits(
+    cupy, features, offset, dtype
+):
+    """Vectors of 16 bytes, of less where a row does not hold them whole, or of one element."""
+    array = values((3, 4, features), dtype)
+    whole = cupy.empty(array.size + offset, array.dtype)
+    given = whole[offset:].reshape(array.shape)
+    given[...] = cupy.asarray(array)
+    dropout = Dropout(0.4, 1, 2)
+    with record() as log:
+        dropout.apply(given, 1)
+    width = gcd(features, offset, 16 // array.itemsize)
+    assert [entry.name.split(", ")[-1] for entry in log.launches] == [f"{width}>"]
+    assert given.get().tobytes() == on_the_host(dropout, array, 1).tobytes()
+
+
+@each_dtype
 def test_fewer_threads_than_blocks_of_features(cupy, dtype):
     """A grid that is too small for one thread an item goes round: the 2^39 items nobody has."""
     dropout, array = Dropout(0.4, 1, 2), values((5, 30, 13), dtype)
     T, B, F = array.shape
-    given, kernel = cupy.asarray(array), _kernel(storage(dtype))
+    given, kernel = cupy.asarray(array), _kernel(storage(dtype), 1)
     numbers = (1, 2, 1, 0, dropout.threshold, 1 / 0.6, T, B, F)
     arguments = [
         p.dtype.type(number) for p, number in zip(kernel.parameters[1:], numbers, strict=True)

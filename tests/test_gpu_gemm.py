@@ -5,12 +5,14 @@ right or wrong to the bit.
 """
 
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from gpu_cases import storage
+from gpu_cases import HALF, storage
 from gpu_on_cpu import record
 
+from cupy_lstm import gemm
 from cupy_lstm.gemm import matmul, matmul_add
 
 pytestmark = pytest.mark.gpu_on_cpu
@@ -154,6 +156,51 @@ def test_half_sums_are_float32(cupy):
     assert out.item() == 4096
 
 
+COMPUTE_32F, COMPUTE_64F, COMPUTE_32F_FAST_TF32 = 68, 70, 77  # of cublas_api.h
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """What cuBLAS was asked to compute in: the bed takes FAST_16F for float32."""
+    cublas, *rest = gemm._binding()
+    types = []
+
+    def product(*arguments):
+        types.append(arguments[-2])
+        return cublas.gemmStridedBatchedEx(*arguments)
+
+    spy = SimpleNamespace(**vars(cublas) | {"gemmStridedBatchedEx": product})
+    monkeypatch.setattr(gemm, "_binding", lambda: (spy, *rest))
+    return types
+
+
+@each_type
+def test_no_operand_is_rounded_any_further(cupy, asked, operand, result):
+    a, out = cupy.ones((1, 1, 1), storage(operand)), cupy.empty((1, 1, 1), storage(result))
+    matmul(a, a, out)
+    assert asked == [COMPUTE_64F if result == "float64" else COMPUTE_32F]
+
+
+@pytest.mark.parametrize("mode", [0, 3])  # CUBLAS_DEFAULT_MATH, CUBLAS_TF32_TENSOR_OP_MATH
+@each_type
+def test_parts_of_a_sum_are_never_added_in_a_half_type(cupy, operand, result, mode):
+    cublas, device, _ = gemm._binding()
+    handle = device.get_cublas_handle()
+    before = cublas.getMathMode(handle)
+    cublas.setMathMode(handle, mode)
+    try:
+        a, out = cupy.ones((1, 1, 1), storage(operand)), cupy.empty((1, 1, 1), storage(result))
+        with record() as log:
+            matmul(a, a, out)
+            matmul_add(a, a, out, None)
+        assert cublas.getMathMode(handle) == mode
+    finally:
+        cublas.setMathMode(handle, before)
+    # CUBLAS_MATH_DISALLOW_REDUCED_PRECISION_REDUCTION, where the result is narrower than the sums.
+    asked = mode | 16 if result in HALF else mode
+    assert [call.math_mode for call in log.gemms] == [asked, asked]
+
+
 @pytest.fixture
 def tf32(cupy):
     """CuPy's own switch, which the environment sets with CUPY_TF32=1."""
@@ -165,14 +212,17 @@ def tf32(cupy):
     _routines_linalg.set_compute_type(np.dtype("float32"), before)
 
 
-def test_tf32_only_with_cupys_switch(cupy, tf32):
+def test_tf32_only_with_cupys_switch(cupy, tf32, asked):
     x = 1 + 2**-11 + 2**-12  # rounded to 10 bits it is 1 + 2**-10
     for operand, result in TYPES:
         a = cupy.full((1, 1, 1), x, storage(operand))
         out = cupy.empty((1, 1, 1), storage(result))
         with record() as log:
             matmul(a, a, out)
-        assert log.gemms[0].tf32 == (operand == result == "float32")
+        single = operand == result == "float32"
+        assert log.gemms[0].tf32 == single
+        exact = COMPUTE_64F if result == "float64" else COMPUTE_32F
+        assert asked.pop() == (COMPUTE_32F_FAST_TF32 if single else exact)
     assert cupy.asarray(out, "f8").item() == 1
     a = cupy.full((1, 1, 1), x, "float32")
     out = cupy.empty((1, 1, 1), "float32")

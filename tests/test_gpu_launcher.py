@@ -28,7 +28,7 @@ def raised(error, call):
 
 
 def test_signature_of_dropout():
-    found = kernels.signature("dropout.cu", "dropout", ("__half",))
+    found = kernels.signature("dropout.cu", "dropout", ("__half", "4"))
     words = [(p.name, p.is_pointer, p.dtype.name) for p in found]
     assert words == [
         ("x", True, "float16"),
@@ -72,7 +72,10 @@ def test_resolved_sources_need_no_folder_and_keep_their_lines(name):
     text = kernels.resolved(name)
     assert '#include "' not in text
     assert "#pragma once" not in text
-    headers = {"gates.cu": ["cell.cuh", "scalar.cuh", "vector.cuh"], "dropout.cu": ["scalar.cuh"]}
+    headers = {
+        "gates.cu": ["cell.cuh", "scalar.cuh", "vector.cuh"],
+        "dropout.cu": ["scalar.cuh", "vector.cuh"],
+    }
     file, number, seen = None, 0, {}
     for line in text.splitlines():
         if line.startswith("#line"):
@@ -89,6 +92,18 @@ def test_resolved_sources_need_no_folder_and_keep_their_lines(name):
         # Every line is there but the includes that were replaced.
         missing = set(range(1, len(original) + 1)) - set(lines)
         assert all(original[at - 1].startswith('#include "') for at in missing)
+
+
+def test_a_header_that_two_others_include_comes_once(monkeypatch):
+    sources = {
+        "a.cu": '#include "b.cuh"\n#include "c.cuh"\nint a;',
+        "b.cuh": '#pragma once\n#include "c.cuh"\nint b;',
+        "c.cuh": "#pragma once\nint c;",
+    }
+    monkeypatch.setattr(kernels, "source", sources.__getitem__)
+    lines = kernels.resolved.__wrapped__("a.cu").splitlines()
+    assert [line for line in lines if line.startswith("int")] == ["int c;", "int b;", "int a;"]
+    assert lines[lines.index("int a;") - 1] == '#line 2 "a.cu"'
 
 
 # --- compiling -----------------------------------------------------------------------------------
@@ -228,13 +243,13 @@ def test_an_integer_is_an_integer(output, value):
 
 
 def test_a_float_of_python_arrives_as_what_the_kernel_takes(cupy):
-    kernel = Kernel("dropout.cu", "dropout", "float")
+    kernel = Kernel("dropout.cu", "dropout", "float", "4")
     for scale in (2.0, 2, np.float64(2)):
         x = cupy.ones((1, 1, 8), "float32")
         kernel.launch(1, x, 0, 0, 1, 0, 0, scale, 1, 1, 8)
         assert (x.get() == 2).all()
     text = raised(TypeError, lambda: kernel.launch(1, x, 0, 0, 1, 0, 0, "2", 1, 1, 8))
-    assert text == "argument scale of dropout<float> must be a float64, received '2'"
+    assert text == "argument scale of dropout<float, 4> must be a float64, received '2'"
 
 
 def test_no_items_no_launch(output):

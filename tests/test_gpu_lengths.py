@@ -1,5 +1,9 @@
 """Lengths on the GPU: used clamped, found bad without waiting, reported by the next call."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 from cases import DROPOUT_KEY, results
@@ -97,6 +101,39 @@ def test_a_report_that_nobody_has_read_stays(cupy):
         _check_later(cupy.array(lengths), steps)
     assert error_of(lambda: raise_reported(0)) == bad(1, 9, 4)
     raise_reported(0)
+
+
+def test_reading_a_report_leaves_what_the_next_one_may_be_writing(cupy):
+    """The next kernel may have written length and steps, and be about to write its row."""
+    from cupy_lstm.lengths import _report, raise_reported
+
+    report = _report(0)
+    report[:] = (2, 9, 4)
+    assert error_of(lambda: raise_reported(0)) == bad(1, 9, 4)
+    assert report.tolist() == [0, 9, 4]
+
+
+def test_first_calls_of_many_threads_share_one_report(cupy, monkeypatch):
+    """A report of which two threads had one each could be freed while a kernel writes there."""
+    from cupy_lstm import lengths
+
+    allocate, allocated, start = cupy.cuda.alloc_pinned_memory, [], threading.Barrier(8)
+
+    def slow(size):
+        time.sleep(0.01)  # every other thread asks meanwhile
+        allocated.append(size)
+        return allocate(size)
+
+    def ask(_):
+        start.wait()
+        return lengths._report(0)
+
+    monkeypatch.setattr(lengths, "_reports", {})
+    monkeypatch.setattr(cupy.cuda, "alloc_pinned_memory", slow)
+    with ThreadPoolExecutor(8) as pool:
+        first, *others = pool.map(ask, range(8))
+    assert allocated == [3 * 8]
+    assert all(other is first for other in others)
 
 
 @pytest.mark.parametrize("lengths", [[7, 9, 6], [-1, -5, -(2**62)], [9, 3, -2]])

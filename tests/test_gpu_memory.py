@@ -1,10 +1,11 @@
 """Memory of a call on the GPU: what the plan says, from the allocator that is current."""
 
 import gc
+from itertools import pairwise
 
 import pytest
 from cases import DROPOUT_KEY, Case
-from gpu_cases import arrays_of, call, each_dtype, on_device, prepared, storage
+from gpu_cases import HALF, arrays_of, call, each_dtype, on_device, prepared, storage
 from gpu_model import Model
 from gpu_on_cpu import record
 from gpu_on_cpu.driver.recorder import Allocation, Free, Launch
@@ -13,6 +14,7 @@ from test_memory import owned, tape_bytes
 
 from cupy_lstm import LSTM, mse_loss, plan
 from cupy_lstm.backend import sum_dtype
+from cupy_lstm.device_gates import DeviceGates
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape
@@ -158,10 +160,61 @@ def test_a_pool_ends_as_it_began(cupy, dtype):
     assert pool.used_bytes() == 0
 
 
+@each_dtype
+def test_backward_frees_the_tape(cupy, dtype):
+    lstm = LSTM(4, 8, 3, xp="cupy", seed=0, dtype=dtype)
+    pool = cupy.cuda.MemoryPool()
+    lstm.backward(lstm(cupy.ones((3, 6, 4), dtype))[0])  # makes the gradients
+    with cupy.cuda.using_allocator(pool.malloc):
+        lstm.backward(lstm(cupy.ones((3, 6, 4), dtype))[0])
+    assert pool.used_bytes() == 0
+
+
+@each_dtype
+def test_backward_frees_the_tape_layer_by_layer(cupy, dtype):
+    T, B, H, L, used = 20, 3, 8, 4, []
+    lstm = LSTM(4, H, L, xp="cupy", seed=0, dtype=dtype)
+    weights = [layer.arrays() for layer in lstm._layers]
+    gradients = [layer.gradients() for layer in lstm._layers]
+    pool = cupy.cuda.MemoryPool()
+    with cupy.cuda.using_allocator(pool.malloc):
+        y, _, tape = lstm_forward(cupy.ones((B, T, 4), dtype), weights)
+        lstm_backward(
+            tape, y, gradients=gradients, layer_done=lambda _: used.append(pool.used_bytes())
+        )
+    size, wide = storage(dtype).itemsize, sum_dtype(storage(dtype)).itemsize
+    # Gates, cell states, h0 and the input go; dh0 and dc0 stay. The pool rounds to 512 bytes.
+    went = (T * B * 4 * H * wide, (T + 1) * B * H * wide, B * H * size, T * B * H * size)
+    stays = (B * H * wide, B * H * wide)
+    freed = sum(-(-n // 512) * 512 for n in went) - sum(-(-n // 512) * 512 for n in stays)
+    # The input of the first layer is the caller's.
+    assert [before - after for before, after in pairwise(used[: L - 1])] == [freed] * (L - 2)
+
+
+@each_dtype
+def test_the_gradient_of_the_gates_takes_their_place(cupy, dtype):
+    shape, wide = Shape(5, 3, 4, 8, 8, 1), sum_dtype(storage(dtype))
+    gates = DeviceGates(shape, 5, storage(dtype))
+    z, c = cupy.zeros((1, 5, 3, 32), wide), cupy.zeros((1, 6, 3, 8), wide)
+    m = cupy.zeros((1, 5, 3, 8), dtype)
+    # A half type needs dz rounded, as an operand: one array for all chunks.
+    for allocated in (dtype in HALF, 0):
+        with record() as log:
+            gates.prepare(z, c, m, None)
+        assert len(log.allocations) == allocated
+        assert (gates.dz.data.ptr == z.data.ptr) == (dtype not in HALF)
+
+
 def test_pinned_memory_is_asked_for_once_in_a_process(cupy):
     lstm, x = LSTM(4, 8, xp="cupy", seed=0), cupy.ones((3, 6, 4), "float32")
-    lstm(x, None, cupy.array([6, 2, 0]))
-    with record() as log:
-        for _ in range(3):
-            lstm.backward(lstm(x, None, cupy.array([6, 2, 0]))[0])
+    lengths = cupy.array([6, 2, 0])
+    lstm(x, None, lengths)
+    # Without CuPy's pool, every request reaches CUDA.
+    cupy.cuda.set_pinned_memory_allocator()
+    try:
+        with record() as log:
+            for _ in range(3):
+                lstm.backward(lstm(x, None, lengths)[0])
+    finally:
+        cupy.cuda.set_pinned_memory_allocator(cupy.get_default_pinned_memory_pool().malloc)
     assert {entry.kind for entry in log.allocations} == {"device"}

@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from gpu_cases import DTYPES
 from gpu_on_cpu.device.sanitize import missing, run_sanitized
 from gpu_on_cpu.driver.installation import reason_it_cannot_work
 
@@ -12,6 +13,11 @@ from cupy_lstm import kernels
 def needs(sanitizer):
     reason = missing(sanitizer)
     return pytest.mark.skipif(reason is not None, reason=str(reason))
+
+
+needs_the_bed = pytest.mark.skipif(
+    reason_it_cannot_work() is not None, reason=str(reason_it_cannot_work())
+)
 
 
 # The only kernel whose threads talk to each other. It takes nothing but arrays, so no CuPy either.
@@ -64,13 +70,59 @@ def test_a_row_past_the_end_is_named(tmp_path):
     assert any("lengths.cu" in report for report in done.reports), done.output
 
 
-# Forward, backward and dropout of every dtype at odd sizes, and at sizes that vectors fit.
+# The gates alone, so that next to nothing of CuPy's is compiled; its arguments are an edit.
+GATES = """
+import sys
+from gpu_on_cpu import install
+cupy = install()
+import numpy as np
+from cupy_lstm import kernels
+from cupy_lstm.device_gates import DeviceGates
+from cupy_lstm.notation import Shape
+resolved, (old, new) = kernels.resolved, sys.argv[1:]
+assert old in resolved("gates.cu")
+kernels.resolved = lambda file: resolved(file).replace(old, new)
+def values(*shape):
+    return cupy.asarray(np.random.default_rng(0).standard_normal(shape, "float32"))
+D, n, B = 2, 2, 3
+for H in (5, 8):
+    gates = DeviceGates(Shape(T=n, B=B, I=1, H=H, P=H, D=D), n, np.dtype("float32"))
+    z, c, h = values(D, n, B, 4 * H), values(D, n + 1, B, H), values(D, n + 1, B, H)
+    dh, carried, dc, dcells = (values(D, B, H) for _ in range(4))
+    padding = cupy.asarray(np.array([0, 1, 1] * D * n, bool).reshape(D, n, B))
+    for s in range(n):
+        gates.forward(z[:, s], c[:, s], c[:, s + 1], h[:, s], h[:, s + 1], padding[:, s])
+    gates.prepare(z, c, h[:, 1:], padding)
+    for s in reversed(range(n)):
+        gates.backward(s, dh, carried, dc, dcells)
+print("all of them")
+"""
+
+
+@needs("asan")
+@needs_the_bed
+def test_the_gates_stay_within_their_arrays():
+    done = run_sanitized(GATES, "asan", "unit", "unit")
+    assert done.clean, done.output
+    assert done.output.endswith("all of them\n")
+
+
+@needs("asan")
+@needs_the_bed
+def test_a_read_behind_the_last_unit_is_named():
+    done = run_sanitized(GATES, "asan", "load<N>(dcells + ", "load<N>(dcells + N + ")
+    assert done.reports, done.output
+    assert all("at vector.cuh" in report for report in done.reports)  # where the load is
+
+
+# Forward, backward and dropout at odd sizes, and at sizes that vectors fit.
 TABLE = """
+import sys
 from gpu_on_cpu import install
 cupy = install()
 from cases import Case
-from gpu_cases import DTYPES, assert_device_case, run_on_device
-for dtype in DTYPES:
+from gpu_cases import assert_device_case, run_on_device
+for dtype in sys.argv[1:]:
     for case in (
         Case("sanitized", T=3, B=3, H=5, L=2, bidirectional=True, states=True, lengths=(3, 1, 0),
              dropout=0.5, upstream=("y", "h", "c", "cells")),
@@ -81,10 +133,17 @@ print("all of them")
 """
 
 
-@needs("asan")
-@pytest.mark.skipif(reason_it_cannot_work() is not None, reason=str(reason_it_cannot_work()))
+@pytest.mark.parametrize(
+    ("sanitizer", "dtypes"),
+    [
+        pytest.param("asan", DTYPES, marks=needs("asan")),
+        # Of the half types one: they differ in how they are rounded, not in who writes where.
+        pytest.param("tsan", ("float32", "float16"), marks=needs("tsan")),
+    ],
+)
+@needs_the_bed
 @pytest.mark.skipif(not os.environ.get("CUPY_LSTM_FULL"), reason="runs in .ci/full")
-def test_every_kernel_stays_within_its_arrays():
-    done = run_sanitized(TABLE, "asan", timeout=900)
+def test_every_kernel_stays_within_its_arrays_and_has_no_race(sanitizer, dtypes):
+    done = run_sanitized(TABLE, sanitizer, *dtypes, timeout=900)
     assert done.clean, done.output
     assert done.output.endswith("all of them\n")

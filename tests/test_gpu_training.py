@@ -7,7 +7,8 @@ float32 model gets from the same gradients.
 
 import copy
 import pickle
-from functools import partial
+from functools import cache, partial
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -36,6 +37,7 @@ from cupy_lstm import (
     softmax_cross_entropy,
 )
 from cupy_lstm.backend import sum_dtype
+from cupy_lstm.gates import HostGates
 from cupy_lstm.parameter import Buffer, Parameter
 
 pytestmark = pytest.mark.gpu_on_cpu
@@ -148,6 +150,19 @@ def test_the_loss_scale_is_taken_out_again(cupy, kind, dtype):
     assert found[0] == found[1]
 
 
+def clipped(clip, gradients):
+    """Clip to 0.5 by the definition, in the dtype of the gradients."""
+    if isinstance(clip, ClipGradByValue):
+        return [g.clip(-0.5, 0.5) for g in gradients]
+    norms = [np.sqrt((g * g).sum()) for g in gradients]
+    if isinstance(clip, ClipGradByGlobalNorm):
+        norms = [np.sqrt((np.array(norms) ** 2).sum())] * len(norms)
+    return [
+        g if norm <= 0.5 else g * (g.dtype.type(0.5) / norm)
+        for g, norm in zip(gradients, norms, strict=True)
+    ]
+
+
 @each_dtype
 @pytest.mark.parametrize(
     "clip", [ClipGradByValue(0.5), ClipGradByNorm(0.5), ClipGradByGlobalNorm(0.5)]
@@ -161,8 +176,7 @@ def test_clips(cupy, clip, dtype):
         given = [cupy.asarray(g) for g in gradients]
         found = [g for _, g in clip(list(zip(parameters, given, strict=True)))]
     assert not log.synchronisations
-    truth = [g for _, g in clip(list(zip(problem.parameters, problem.gradients[0], strict=True)))]
-    naive = [g for _, g in clip(list(zip(problem.parameters, gradients, strict=True)))]
+    truth, naive = clipped(clip, problem.gradients[0]), clipped(clip, gradients)
     for one, other, third in zip(found, truth, naive, strict=True):
         assert_within_rule("clipped", one.get(), other, third)
 
@@ -286,6 +300,16 @@ def test_linear(cupy, shape, bias, dtype):
         assert np.array_equal(layer.bias.grad.get(), dy.reshape(-1, 2).sum(axis=0))
 
 
+@each_half
+def test_gradients_of_a_linear_layer_are_not_rounded_to_a_half_type(cupy, dtype):
+    rows = 4097  # needs 13 bits; float16 has 11
+    layer = Linear(1, 1, dtype=dtype, xp="cupy")
+    ones = cupy.ones((rows, 1), dtype)
+    layer(ones)
+    layer.backward(ones)
+    assert layer.weight.grad.item() == layer.bias.grad.item() == rows
+
+
 # --- windows, batches, fit -----------------------------------------------------------------------
 
 
@@ -343,9 +367,11 @@ def samples():
     return x, x.sum(axis=(1, 2))[:, None] / 3
 
 
-def fitted(xp, dtype, epochs=3, **options):
+def fitted(xp, dtype, epochs=3, data=None, **options):
+    """Train a forecaster on samples that are rounded to the dtype `data`."""
     model = Forecaster(dtype, xp.__name__)
-    x, y = (xp.asarray(array.astype(storage(dtype))) for array in samples())
+    rounded = (array.astype(storage(data or dtype)) for array in samples())
+    x, y = (xp.asarray(array.astype(storage(dtype))) for array in rounded)
     optimizer = AdamW(1e-2, model.parameters(), grad_clip=ClipGradByGlobalNorm(1.0), **options)
     batches = Batches(x[:32], y[:32], 8, seed=1, shuffle=True)
     validation = Batches(x[32:], y[32:], 8)
@@ -369,12 +395,71 @@ def test_fit_learns_what_it_learns_on_the_host(cupy, dtype):
         assert abs(found - exact).max() <= allowed, kind
 
 
+@cache
+def naive_losses(dtype, epochs):
+    """The losses of `fitted` by a naive loop: float32, what a half type stores rounded to it."""
+
+    def rounded(array):
+        return array.astype(storage(dtype)).astype("float32")
+
+    def gates_forward(gates, z, c_prev, c, h_prev, h, padding):
+        step_forward(gates, z, c_prev, c, h_prev, h, padding)
+        h[...] = rounded(h)
+
+    def gates_prepare(gates, z, c, m, padding):
+        prepare(gates, z, c, m, padding)
+        m[...] = rounded(m)
+
+    step_forward, prepare = HostGates.forward, HostGates.prepare
+    masters, model = (Forecaster("float32", "numpy") for _ in range(2))
+    for master in masters.parameters():
+        master.set_value(rounded(master.data))
+    adam = AdamW(1e-2, masters.parameters(), grad_clip=ClipGradByGlobalNorm(1.0))
+    x, y = (rounded(array[:32]) for array in samples())
+    batches, losses = Batches(x, y, 8, seed=1, shuffle=True), []
+    with mock.patch.multiple(HostGates, forward=gates_forward, prepare=gates_prepare):
+        for _ in range(epochs):
+            values = []
+            for inputs, target in batches:
+                for p, master in zip(model.parameters(), masters.parameters(), strict=True):
+                    p.set_value(rounded(master.data))
+                value, gradient = mse_loss(rounded(model(inputs)), target)
+                values.append(value)
+                model.clear_gradients()
+                model.backward(gradient)
+                for p, master in zip(model.parameters(), masters.parameters(), strict=True):
+                    master.clear_gradient()
+                    master.add_gradient(p.grad)
+                adam.step()
+            losses.append(np.mean(values))
+    return np.array(losses)
+
+
 @each_half
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
 def test_fit_of_a_half_type(cupy, dtype, scale):
     model, history, _ = fitted(cupy, dtype, epochs=6, loss_scale=scale)
-    assert history.loss[-1] < 0.8 * history.loss[0]
+    exact = np.array(fitted(np, "float64", epochs=6, data=dtype)[1].loss)
+    rough = naive_losses(dtype, 6)
+    allowed = 2 * abs(rough - exact).max() + 4 * eps(dtype) * abs(exact).max()
+    assert exact[0] - exact[-1] > 2 * allowed  # a model that learns nothing is seen
+    assert abs(np.array(history.loss) - exact).max() <= allowed
     assert {p.dtype for p in model.parameters()} == {storage(dtype)}
+
+
+@pytest.mark.parametrize(("scale", "change"), [(1.0, 0), (1024.0, 2**-6)])
+def test_a_loss_scale_keeps_small_gradients_alive(cupy, scale, change):
+    """2^-26 is below half of the smallest float16, 2^-24; what is larger is a power of two."""
+    layer = Linear(1, 1, bias_attr=False, dtype="float16", xp="cupy")
+    layer.set_state_dict({"weight": np.ones((1, 1), "float16")})
+    x = cupy.ones((1, 1), "float16")
+
+    def loss(prediction, target):
+        return (prediction - target).sum(), cupy.full((1, 1), 2**-26, "float32")
+
+    sgd = SGD(2.0**20, layer.parameters(), loss_scale=scale)
+    fit(layer, loss, sgd, [(x, x)], epochs=1, progress=False)
+    assert layer.weight.data.item() == 1 - change
 
 
 def test_fit_waits_once_an_epoch_for_each_loss(cupy):

@@ -8,7 +8,7 @@ array than the guard around it reaches, so the process that runs them stays whol
 import numpy as np
 import pytest
 from cases import Case
-from gpu_cases import assert_device_case, call, on_host, prepared
+from gpu_cases import assert_device_case, call, few_threads, on_host, prepared
 from gpu_on_cpu import DeviceMisuseError, check_freed_memory, order
 from gpu_on_cpu.device import LaunchError
 
@@ -26,6 +26,7 @@ ONE_STEP = Case("variant-one-step", T=1, H=5, states=True)
 CELLS = Case("variant-cells", H=8, states=True, upstream=("y", "h", "c", "cells"))
 PROJECTED = Case("variant-projection", H=8, P=4, states=True, lengths=(3, 5, 0))
 DROPOUT = Case("variant-dropout", H=11, L=2, dropout=0.5)
+WIDE_DROPOUT = Case("variant-wide-dropout", H=8, L=2, dropout=0.5)
 
 VARIANTS = {
     "a unit beside": (FORWARD, "row * H + unit,", "row * H + unit + N,"),
@@ -45,28 +46,33 @@ VARIANTS = {
     "dc lost": (ODD, "if (!held) dc_here[n] = cell.dc_prev;", ""),
     "carried lost": (ODD, "dm_here[n] += more[n];", ""),
     "dcells lost": (CELLS, "dc_here[n] += more[n];", "dc_here[n] += A(0);"),
-    "m not zero in padding": (PROJECTED, "empty ? A(0) : o[n]", "o[n]"),
+    "m not zero in padding": (PROJECTED, "if (!empty) {", "{"),
     "the output gate missed": (PROJECTED, "at.gates + 3 * H),", "at.gates + 2 * H),"),
     "tanh without its square": (ODD, "(T(1) - tanh_c * tanh_c)", "(T(1) - tanh_c)"),
     "nine rounds": (DROPOUT, "round < 10", "round < 9"),
     "a block of features beside": (DROPOUT, "* F + block * 8;", "* F + block * 7;"),
-    "features past the end": (DROPOUT, "if (n < width)", "if (n < 8)"),
-    "halves of a word changed": (DROPOUT, "n % 2 * 32", "(1 - n % 2) * 32"),
+    "features past the end": (DROPOUT, "if (first >= present) continue;", ""),
+    "features of a vector changed": (WIDE_DROPOUT, "const int lane = first + n;",
+                                     "const int lane = first + N - 1 - n;"),
+    "one vector for all": (WIDE_DROPOUT, "lane = first + n;", "lane = n;"),
+    "halves of a word changed": (DROPOUT, "lane % 2 * 32", "(1 - lane % 2) * 32"),
     "time forgotten": (DROPOUT, "static_cast<unsigned long long>(t), layer", "0ull, layer"),
 }  # fmt: skip
 
 
 @pytest.fixture
 def edited(monkeypatch):
-    """Return a function that changes a text in every source until the test ends."""
+    """Return a function that changes a text in every source, or in one, until the test ends."""
     caches = (device_gates._kernel, dropout._kernel, lengths._kernel)
     original = kernels.resolved
 
-    def edit(old, new):
+    def edit(old, new, only=None):
         seen = []
 
         def changed(file):
             text = original(file)
+            if only not in (None, file):
+                return text
             seen.append(old in text)
             return text.replace(old, new)
 
@@ -103,7 +109,36 @@ def test_a_broken_kernel_is_seen(cupy, edited, name):
     assert any(seen), "the source no longer holds the line this variant breaks"
 
 
-@pytest.mark.parametrize("case", [FORWARD, ODD, CELLS, PROJECTED, DROPOUT], ids=lambda c: c.id)
+MANY = Case("variant-many", T=2, B=100, H=8, states=True, bidirectional=True)
+MANY_DROPPED = Case("variant-many-dropped", T=2, B=100, L=2, dropout=0.5)
+STRIDES = {
+    "a thread for each block": "item += gridDim.x",
+    "as if there were one block": "item += blockDim.x",
+    "as if there were one thread": "item += 1",
+    "no loop": "item = count",
+    "an item left out": "item += (long long)gridDim.x * blockDim.x + 1",
+}
+
+
+@pytest.mark.parametrize("name", STRIDES)
+@pytest.mark.parametrize("case", [MANY, MANY_DROPPED], ids=lambda c: c.id)
+def test_a_broken_loop_over_items_is_seen(cupy, edited, case, name):
+    file = "dropout.cu" if case.dropout else "gates.cu"
+    seen = edited("item += (long long)gridDim.x * blockDim.x", STRIDES[name], file)
+    with few_threads(3):
+        assert found(cupy, case)
+    assert any(seen), "the source no longer holds the line this variant breaks"
+
+
+@pytest.mark.parametrize("case", [MANY, MANY_DROPPED], ids=lambda c: c.id)
+def test_an_unbroken_loop_is_not(cupy, case):
+    with few_threads(3):
+        assert not found(cupy, case)
+
+
+@pytest.mark.parametrize(
+    "case", [FORWARD, ODD, CELLS, PROJECTED, DROPOUT, WIDE_DROPOUT], ids=lambda c: c.id
+)
 def test_an_edit_that_changes_nothing_is_not(cupy, edited, case):
     edited("unit", "unit")
     assert not found(cupy, case)

@@ -96,8 +96,8 @@ class OfflineModule:
         return tuple(_accesses(self.ptx, self.names.get(kernel, kernel)))
 
 
-def missing() -> str | None:
-    """Return why nothing can be compiled here, or None."""
+def missing(arch: str) -> str | None:
+    """Return why nothing can be compiled here for `arch`, such as ``"sm_80"``, or None."""
     if importlib.util.find_spec("cupy") is None:
         return "CuPy is not installed"
     try:
@@ -105,9 +105,12 @@ def missing() -> str | None:
             warnings.simplefilter("ignore")  # that there is no toolkit is no news
             from cupy_backends.cuda.libs import nvrtc
 
-            nvrtc.getVersion()
+            known = nvrtc.getSupportedArchs()
     except Exception as error:  # the library is loaded at its first use
         return f"NVRTC cannot be loaded: {error}"
+    if int(arch.removeprefix("sm_")) not in known:
+        version = ".".join(map(str, nvrtc.getVersion()))
+        return f"NVRTC {version} does not compile for {arch}, but for sm_{min(known)} and later"
     return None
 
 
