@@ -1,0 +1,1 @@
+"""What the scripts that compare with other libraries share."""

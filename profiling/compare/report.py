@@ -1,0 +1,147 @@
+"""What is printed and written of the figures: tables, a CSV file, a picture."""
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from compare.figures import Figures, Goal, mean_ratio
+from compare.processes import OURS, Measurement
+
+UNKNOWN = "n/a"
+FASTER, SLOWER = "#2a6f97", "#c8553d"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> str:
+    """Return rows of words as columns, the first to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join([row[0].ljust(widths[0]), *map(str.rjust, row[1:], widths[1:])]).rstrip()
+        for row in rows
+    )
+
+
+def number(value: float | None, pattern: str = "{:.2f}") -> str:
+    """Return a number as text, or that there is none."""
+    return UNKNOWN if value is None else pattern.format(value)
+
+
+def table(figures: Sequence[Figures], mode: str, libraries: Sequence[str]) -> str:
+    """Return the figures of a mode, a case a line, and the geometric means below."""
+    chosen = [entry for entry in figures if entry.mode == mode]
+    rows = [
+        [
+            f"{mode}, ms a {'step' if mode == 'stream' else 'call'}",
+            *libraries,
+            "ratio",
+            "quartiles",
+            "of sgemm",
+            *(f"{library} MB" for library in libraries),
+        ]
+    ]
+    for entry in chosen:
+        times = [number(entry.ms.get(library), "{:.4g}") for library in libraries]
+        memory = [number(entry.memory_mb.get(library), "{:.1f}") for library in libraries]
+        spread = entry.quartiles
+        quartiles = f"{spread[0]:.2f}-{spread[1]:.2f}" if spread else UNKNOWN
+        share = number(entry.share, "{:.0%}")
+        rows.append([entry.case.name, *times, number(entry.ratio), quartiles, share, *memory])
+    blank = [""] * (len(libraries) + 2)
+    for dtype in dict.fromkeys(entry.case.dtype for entry in chosen):
+        mean = number(mean_ratio(figures, mode, dtype))
+        rows.append([f"geometric mean, {dtype}", *blank[:-2], mean, *blank])
+    return aligned(rows)
+
+
+def goal_lines(figures: Sequence[Figures], goals: Iterable[Goal]) -> str:
+    """Return for each goal what was reached, and which cases are below it."""
+    rows, remarks = [["goal", "at least", "reached", ""]], []
+    for goal in goals:
+        name = f"{goal.mode}: {goal.text}"
+        reached = goal.reached(figures)
+        if reached is None:
+            verdict = "not measured"
+        elif reached >= goal.at_least:
+            verdict = "met"
+        else:
+            verdict = "missed"
+            if goal.combine is min:
+                remarks.append(f"{name}, below {goal.at_least}: {'; '.join(goal.below(figures))}")
+        rows.append([name, f"{goal.at_least:.2f}", number(reached), verdict])
+    return "\n".join([aligned(rows), *remarks])
+
+
+def gemm_line(measurements: Sequence[Measurement]) -> str:
+    """Return the rate of NumPy's matrix product by dtype, its median and quartiles."""
+    words = []
+    for dtype in dict.fromkeys(entry.case.dtype for entry in measurements):
+        rates = [
+            entry.gemm_gflops
+            for entry in measurements
+            if (entry.library, entry.case.dtype) == (OURS, dtype)
+        ]
+        low, middle, high = np.percentile(rates, (25, 50, 75))
+        words.append(f"{dtype} {middle:.0f} GFLOP/s (quartiles {low:.0f}-{high:.0f})")
+    return f"NumPy's matrix product in the process of ours: {', '.join(words)}"
+
+
+def write_csv(measurements: Iterable[Measurement], versions: dict[str, str], path: Path) -> None:
+    """Write one line for each case, mode, library and round."""
+    rows = [
+        {
+            "case": entry.case.name,
+            **asdict(entry.case),
+            **{name: value for name, value in vars(entry).items() if name != "case"},
+            "version": versions[entry.library],
+        }
+        for entry in measurements
+    ]
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def draw(figures: Sequence[Figures], title: str, path: Path) -> None:
+    """Draw the ratio of each case as a bar that begins at 1, a panel a mode; needs matplotlib."""
+    from matplotlib.figure import Figure
+
+    modes = list(dict.fromkeys(entry.mode for entry in figures if entry.ratios))
+    panels = [[e for e in figures if e.mode == mode and e.ratios][::-1] for mode in modes]
+    heights = [len(panel) + 1 for panel in panels]
+    picture = Figure(figsize=(10, 1.6 + 0.34 * sum(heights)), layout="constrained")
+    axes = picture.subplots(len(modes), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
+    ratios = [ratio for panel in panels for entry in panel for ratio in (*entry.quartiles, 1.0)]
+    for axis, panel, mode in zip(axes, panels, modes, strict=True):
+        for row, entry in enumerate(panel):
+            low, high = entry.quartiles
+            axis.barh(
+                row,
+                entry.ratio - 1,
+                left=1,
+                height=0.7,
+                color=FASTER if entry.ratio >= 1 else SLOWER,
+            )
+            axis.plot([low, high], [row, row], color="black", linewidth=1)
+            axis.annotate(
+                f"{entry.ratio:.2f} ({entry.best_peer})",
+                (max(high, 1), row),
+                xytext=(4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8,
+            )
+        axis.axvline(1, color="black", linewidth=0.8)
+        axis.set_yticks(range(len(panel)), [entry.case.name for entry in panel], fontsize=8)
+        axis.set_ylim(-0.7, len(panel) - 0.3)
+        axis.set_title(mode, loc="left", fontsize=10)
+        axis.grid(axis="x", linewidth=0.4)
+        axis.set_axisbelow(True)
+        axis.set_xscale("log", base=2)
+        axis.set_xlim(min(ratios) / 1.1, max(ratios) * 2.2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    axes[-1].set_xlabel("time of the fastest other library / ours (line: quartiles over rounds)")
+    picture.suptitle(title, fontsize=9)
+    picture.savefig(path, dpi=150)
