@@ -334,7 +334,8 @@ class Parameter:
             True leaves `grad` an array of zeros, False makes it None.
         """
         if self.buffer.gradient is not None:
-            self.buffer.gradient[self.index] = 0
+            with on_device_of(self.buffer.gradient):
+                self.buffer.gradient[self.index] = 0
         if not set_to_zero:
             self.has_gradient = False
 

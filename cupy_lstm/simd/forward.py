@@ -167,6 +167,7 @@ def forward_sweep(lanes: Any, job: Any) -> None:
                     size,
                     panel,
                     4 * vector,
+                    0,
                     constants,
                     gates + 8 * r,
                     j * 4 * vector,
@@ -209,43 +210,69 @@ def forward_step(
     slot += job.first_row
     for row in range(active):
         write(h_rows + 8 * row, h_from + row * h_bytes)
-    for j in range(job.first_unit_block, job.last_unit_block):
-        panel = job.weight_hh + j * P * 4 * vector
-        there = min(lane, H - j * lane)
+    # Few rows leave registers for two blocks, and one alone would wait for its own sums.
+    together = 2 if 2 * active <= tile_rows(lanes) else 1
+    j = job.first_unit_block
+    while j < job.last_unit_block:
+        blocks = min(together, job.last_unit_block - j)
+        panel, group = job.weight_hh + j * P * 4 * vector, P * 4 * vector
         for r in range(0, active, tile_rows(lanes)):
             n = min(tile_rows(lanes), active - r)
-            multiply_tile(
-                lanes,
-                4,
-                False,
-                n,
-                P,
-                h_rows + 8 * r,
-                size,
-                panel,
-                4 * vector,
-                gates + 8 * r,
-                gates + 8 * r,
-                j * 4 * vector,
-                vector,
-            )
+            rows, z_rows, at = h_rows + 8 * r, gates + 8 * r, j * 4 * vector
+            if blocks == 2:
+                multiply_tile(
+                    lanes,
+                    8,
+                    False,
+                    n,
+                    P,
+                    rows,
+                    size,
+                    panel,
+                    4 * vector,
+                    group,
+                    z_rows,
+                    z_rows,
+                    at,
+                    vector,
+                )
+            else:
+                multiply_tile(
+                    lanes,
+                    4,
+                    False,
+                    n,
+                    P,
+                    rows,
+                    size,
+                    panel,
+                    4 * vector,
+                    group,
+                    z_rows,
+                    z_rows,
+                    at,
+                    vector,
+                )
             for row in range(r, r + n):
-                z = read(gates + 8 * row) + j * 4 * vector
-                # Beyond the last unit all is zero, so that nothing there can become NaN.
-                i = sigmoid(lanes, keep_first(load(lanes, z), there))
-                f = sigmoid(lanes, keep_first(load(lanes, z + vector), there))
-                g = tanh(lanes, keep_first(load(lanes, z + 2 * vector), there))
-                o = sigmoid(lanes, keep_first(load(lanes, z + 3 * vector), there))
-                place = c + row * c_bytes + j * vector
-                state = fused(f, load(lanes, place), i * g)
-                store(place, state)
-                store(m + row * m_bytes + j * vector, o * tanh(lanes, state))
-                if job.cell_steps != 0:
-                    store(z, i)
-                    store(z + vector, f)
-                    store(z + 2 * vector, g)
-                    store(z + 3 * vector, o)
-                    store(job.cell_steps + (slot + row) * c_bytes + j * vector, state)
+                for block in range(j, j + blocks):
+                    there = min(lane, H - block * lane)
+                    z = read(gates + 8 * row) + block * 4 * vector
+                    # Beyond the last unit all is zero, so that nothing there can become NaN.
+                    i = sigmoid(lanes, keep_first(load(lanes, z), there))
+                    f = sigmoid(lanes, keep_first(load(lanes, z + vector), there))
+                    g = tanh(lanes, keep_first(load(lanes, z + 2 * vector), there))
+                    o = sigmoid(lanes, keep_first(load(lanes, z + 3 * vector), there))
+                    place = c + row * c_bytes + block * vector
+                    state = fused(f, load(lanes, place), i * g)
+                    store(place, state)
+                    store(m + row * m_bytes + block * vector, o * tanh(lanes, state))
+                    if job.cell_steps != 0:
+                        store(z, i)
+                        store(z + vector, f)
+                        store(z + 2 * vector, g)
+                        store(z + 3 * vector, o)
+                        store(job.cell_steps + (slot + row) * c_bytes + block * vector, state)
+        j += blocks
     if job.weight_ho != 0:
         for row in range(active):
             write(gates + 8 * row, m + row * m_bytes)
@@ -321,6 +348,7 @@ def multiply_rows(
                     size,
                     panel,
                     4 * vector,
+                    0,
                     start + 8 * r,
                     out + 8 * r,
                     v * vector,
@@ -337,6 +365,7 @@ def multiply_rows(
                     size,
                     panel,
                     vector,
+                    0,
                     start + 8 * r,
                     out + 8 * r,
                     v * vector,

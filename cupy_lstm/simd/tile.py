@@ -35,6 +35,7 @@ def multiply_tile(
     a_step: Any,
     b: Any,
     b_step: Any,
+    b_group: Any,
     start: Any,
     out: Any,
     offset: Any,
@@ -56,8 +57,9 @@ def multiply_tile(
         1 to `Lanes.rows`.
     steps : int
         Terms of the sum.
-    b, b_step : int
-        Address of the columns for k = 0, and bytes from one k to the next.
+    b, b_step, b_group : int
+        Address of the columns for k = 0, bytes from one k to the next, and from one group of four
+        columns to the next.
     start, out : int
         Tables of the addresses of the rows to begin with and to write; may be the same.
     offset, column_step : int
@@ -66,9 +68,10 @@ def multiply_tile(
     vector, most = lanes.vector, lanes.lanes.rows
     width, transposed = columns.literal_value, bool(by_step.literal_value)
     itemsize = vector.scalar.bitwidth // 8
+    size = vector.count * itemsize
 
     def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
-        rows, steps, a, a_step, b, b_step, start, out, offset, column_step = operands[3:]
+        rows, steps, a, a_step, b, b_step, b_group, start, out, offset, column_step = operands[3:]
 
         def at(place: Any, distance: Any) -> Any:
             return builder.gep(place, [distance], source_etype=BYTE)
@@ -78,7 +81,9 @@ def multiply_tile(
             return builder.load(place, align=8, typ=POINTER)
 
         end = builder.append_basic_block("tile_done")
-        cases = [builder.append_basic_block(f"tile_{count}") for count in range(1, most + 1)]
+        # Eight columns are for the few rows that leave room for them.
+        largest = most // 2 if width == 8 else most
+        cases = [builder.append_basic_block(f"tile_{count}") for count in range(1, largest + 1)]
         switch = builder.switch(rows, end)
         for count, case in enumerate(cases, 1):
             switch.add_case(ir.Constant(rows.type, count), case)
@@ -91,11 +96,11 @@ def multiply_tile(
             with cgutils.for_range(builder, steps) as loop:
                 k = loop.index
                 row = at(pointer(builder, b), builder.mul(k, b_step))
+                groups = [row, at(row, b_group)][: -(-width // 4)]
                 step = [
-                    load_vector(
-                        builder, vector, at(row, ir.Constant(WORD, c * vector.count * itemsize))
-                    )
-                    for c in range(width)
+                    load_vector(builder, vector, at(group, ir.Constant(WORD, c * size)))
+                    for group in groups
+                    for c in range(min(width, 4))
                 ]
                 if transposed:
                     slot = at(pointer(builder, a), builder.mul(k, ir.Constant(WORD, 8)))
@@ -124,4 +129,4 @@ def multiply_tile(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(lanes, columns, by_step, *[types.int64] * 10), lower
+    return types.void(lanes, columns, by_step, *[types.int64] * 11), lower
