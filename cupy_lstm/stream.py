@@ -7,7 +7,7 @@ as it is: the copied weights, what an engine makes of them, the plans.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 
@@ -223,9 +223,16 @@ class LSTMStream:
         return array if self.time_major else array.swapaxes(0, 1)
 
 
+class _Sweep(Protocol):
+    """One layer's sweep over some number of steps."""
+
+    def run(self, x: Array, y: Array, states: States) -> States:
+        """Run over x [n,B,I] into y [n,B,1,P]; return the states after it, new arrays."""
+
+
 @dataclass(frozen=True)
 class _LayerSweep:
-    """One layer's sweep over some number of steps: its engine, and what that engine wants.
+    """A sweep of an engine that has nothing special for streams: the engine and what it wants.
 
     Attributes
     ----------
@@ -270,11 +277,11 @@ class _Snapshot:
             self.like: Array = self._weights[0].weight_ih
             self.outputs: int = self._weights[0].weight_hh.shape[2]
             self._prepared: dict[tuple[str, int], Any] = {}
-            self._sweeps: dict[tuple[int, str], list[_LayerSweep]] = {}
+            self._sweeps: dict[tuple[int, str], list[_Sweep]] = {}
             # What one step needs is prepared now, not while the first one waits.
             self.sweeps(1)
 
-    def sweeps(self, steps: int) -> list[_LayerSweep]:
+    def sweeps(self, steps: int) -> list[_Sweep]:
         """Return the sweep of each layer over `steps` steps, with the engine that is forced."""
         key = steps, forced_engine()
         found = self._sweeps.get(key)
@@ -285,7 +292,7 @@ class _Snapshot:
             self._sweeps[key] = found
         return found
 
-    def _sweep(self, layer: int, steps: int, forced: str) -> _LayerSweep:
+    def _sweep(self, layer: int, steps: int, forced: str) -> _Sweep:
         weights, like = self._weights[layer], self.like
         shape, module = layer_shape(steps, self._batch, weights), array_module(like).__name__
         plan = plan_sweep(shape, sum_dtype(like.dtype).itemsize, module, False, forced)
@@ -294,6 +301,9 @@ class _Snapshot:
         if key not in self._prepared:
             prepare = getattr(engine, "prepare", None)
             self._prepared[key] = weights if prepare is None else prepare(weights)
+        if hasattr(engine, "Stepper"):
+            sweep: _Sweep = engine.Stepper(self._prepared[key], plan.steps_per_chunk)
+            return sweep
         return _LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
 
 

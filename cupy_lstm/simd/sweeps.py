@@ -1,0 +1,317 @@
+"""A forward and a backward sweep of one layer: memory, jobs for the kernels, results."""
+
+from dataclasses import dataclass
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+from cupy_lstm.notation import LayerWeights, Shape, States, layer_shape
+from cupy_lstm.simd.backward import BackwardJob, backward_sweep
+from cupy_lstm.simd.compiled import Kernel, kernel
+from cupy_lstm.simd.forward import ForwardJob, forward_sweep
+from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.rows import Rows, rows_of
+from cupy_lstm.simd.sharing import Share, split
+from cupy_lstm.simd.threads import Crew
+from cupy_lstm.simd.weights import Packed, Packing
+from cupy_lstm.steps import Directions
+
+
+@dataclass
+class Tape:
+    """What backward needs of a forward over a range of steps; lists have an entry a direction.
+
+    Attributes
+    ----------
+    x : array [T,B,I]
+        The input, by reference.
+    rows : list of Rows
+        Where the rows of each time lie.
+    h0, c0 : array [D,B,...]
+        States before the first step, by row.
+    gates : list of array [slots,4H]
+        Activated gates; backward turns them into the gradients of their pre-activations.
+    c : list of array [slots,H]
+        Cell states; backward turns them into outputs before the projection.
+    """
+
+    x: HostArray
+    weights: LayerWeights
+    reverse: Directions
+    steps: range
+    rows: list[Rows]
+    h0: HostArray
+    c0: HostArray
+    gates: list[HostArray]
+    c: list[HostArray]
+
+
+class ForwardSweep:
+    """One forward sweep and its memory.
+
+    Attributes
+    ----------
+    h : array [D,2,B,...]
+        Outputs by row, after even and after odd steps.
+    c : array [D,B,...]
+        Cell states by row.
+    """
+
+    def __init__(
+        self,
+        x: HostArray,
+        packed: Packed,
+        shape: Shape,
+        states: States,
+        lengths: HostArray | None,
+        reverse: Directions,
+        steps: range,
+        keep: bool,
+    ) -> None:
+        T, B, _, H, P, D = shape
+        self.shape, self.packed, self.x = shape, packed, x
+        self.reverse, self.steps, self.keep = reverse, steps, keep
+        self.layout = layout = Layout(shape, x.dtype)
+        self.rows = [rows_of(lengths, T, B, steps, backwards) for backwards in reverse]
+        # A row keeps its state in the buffer of even steps until it takes part in one.
+        self.h = layout.zeros(D, 2, B, layout.h_width)
+        self.c = layout.zeros(D, B, layout.c_width)
+        for d, rows in enumerate(self.rows):
+            self.h[d, :, :, :P] = states[0][d, rows.order]
+            self.c[d, :, :H] = states[1][d, rows.order]
+        self.gates: list[HostArray] = []
+        self.cell_steps: list[HostArray] = []
+        if keep:
+            self.h0, self.c0 = self.h[:, 0].copy(), self.c.copy()
+            self.gates = [layout.empty(rows.total, layout.gate_width) for rows in self.rows]
+            self.cell_steps = [layout.empty(rows.total, layout.c_width) for rows in self.rows]
+
+    def sweep(self, team: Crew, y: HostArray, cells: HostArray | None, chunk: int) -> None:
+        """Run all steps, and write y and cells."""
+        x, layout, scratch = row_major(self.x), self.layout, Scratch(self.layout)
+        outputs = y if has_rows(y) else numpy.empty(y.shape, y.dtype)
+        kept = cells if cells is None or has_rows(cells) else numpy.empty(cells.shape, cells.dtype)
+        m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
+        barriers = numpy.zeros((self.shape.D, 8), "int64")
+        sweep = kernel(forward_sweep, layout.lanes)
+        _, _, I, H, P, _ = self.shape  # noqa: E741
+        work = sum(rows.total for rows in self.rows) * 4 * H * (I + P)
+        shares = split(layout, self.rows, team.threads(work), m is not None)
+        team.run(
+            [
+                [
+                    (
+                        sweep,
+                        layout.lanes,
+                        self.job(share, x, outputs, kept, m, chunk, scratch, barriers),
+                    )
+                    for share in part
+                ]
+                for part in shares
+            ]
+        )
+        for target, filled in ((y, outputs), (cells, kept)):
+            if target is not None and filled is not None and filled is not target:
+                for d, rows in enumerate(self.rows):
+                    times = slice(min(rows.times), max(rows.times) + 1)
+                    target[times, :, d] = filled[times, :, d]
+
+    def alone(self, x: HostArray, y: HostArray, chunk: int) -> tuple[Kernel, ForwardJob, Scratch]:
+        """Return the kernel, its job for the whole of one direction, and the memory it uses."""
+        layout, scratch = self.layout, Scratch(self.layout)
+        share = Share(0, 0, self.shape.B, 0, layout.blocks, 1)
+        job = self.job(share, x, y, None, None, chunk, scratch, numpy.zeros((1, 8), "int64"))
+        if self.packed.weight_ho:
+            job = job._replace(m=scratch.numbers(self.shape.B, layout.c_width))
+        return kernel(forward_sweep, layout.lanes), job, scratch
+
+    def job(
+        self,
+        share: Share,
+        x: HostArray,
+        y: HostArray,
+        cells: HostArray | None,
+        m: HostArray | None,
+        chunk: int,
+        scratch: Scratch,
+        barriers: HostArray,
+    ) -> ForwardJob:
+        """Return what a thread does of one direction."""
+        d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.shape  # noqa: E741
+        rows, lanes = self.rows[d], self.layout.lanes
+        slots = chunk * (share.last_row - share.first_row)
+        gate_width = self.layout.gate_width
+        return ForwardJob(
+            steps=len(self.steps),
+            time=rows.times[0],
+            direction=rows.times.step,
+            order=address(rows.order),
+            lengths=address(rows.lengths),
+            batch=B,
+            first_slot=rows.first_slot(rows.times[0]),
+            first_row=share.first_row,
+            last_row=share.last_row,
+            first_unit_block=share.first_block,
+            last_unit_block=share.last_block,
+            input_size=I,
+            hidden_size=H,
+            output_size=P,
+            weight_ih=address(packed.weight_ih[d]),
+            weight_hh=address(packed.weight_hh[d]),
+            weight_ho=address(packed.weight_ho[d]) if packed.weight_ho else 0,
+            bias=address(packed.bias[d]),
+            x=address(x),
+            x_time=x.strides[0],
+            x_row=x.strides[1],
+            y=address(y) + d * y.strides[2],
+            y_time=y.strides[0],
+            y_row=y.strides[1],
+            cells=0 if cells is None else address(cells) + d * cells.strides[2],
+            cells_time=0 if cells is None else cells.strides[0],
+            cells_row=0 if cells is None else cells.strides[1],
+            h=address(self.h[d]),
+            c=address(self.c[d]),
+            m=0 if m is None else address(m[d]),
+            gates=address(self.gates[d]) if self.keep else scratch.numbers(slots, gate_width),
+            cell_steps=address(self.cell_steps[d]) if self.keep else 0,
+            chunk=chunk,
+            tables=scratch.table(2 * slots + lanes.rows),
+            team=share.team,
+            barrier=address(barriers[d]),
+        )
+
+    def final_states(self) -> States:
+        """Return h and c after the last step."""
+        _, B, _, H, P, D = self.shape
+        h = numpy.empty((D, B, P), self.x.dtype)
+        c = numpy.empty((D, B, H), self.x.dtype)
+        for d, rows in enumerate(self.rows):
+            # A row's last output lies in the buffer of its last step.
+            taken = rows.steps
+            if self.reverse[d]:
+                taken = numpy.where(taken > 0, len(self.steps), 0)
+            h[d, rows.order] = self.h[d, taken % 2, numpy.arange(B), :P]
+            c[d, rows.order] = self.c[d, :, :H]
+        return h, c
+
+    def tape(self) -> Tape:
+        """Return what the backward pass needs."""
+        return Tape(
+            self.x,
+            self.packed.weights,
+            self.reverse,
+            self.steps,
+            self.rows,
+            self.h0,
+            self.c0,
+            self.gates,
+            self.cell_steps,
+        )
+
+
+class BackwardSweep:
+    """One backward sweep and its memory.
+
+    Attributes
+    ----------
+    dh, dc : array [D,B,...]
+        Gradients of the states by row.
+    dh_steps : list of array [slots,P]
+        Whole gradient of h after each step, where there is a projection.
+    """
+
+    def __init__(self, tape: Tape, dstates: tuple[HostArray | None, HostArray | None]) -> None:
+        self.tape = tape
+        T, B = tape.x.shape[:2]
+        self.shape = shape = layer_shape(T, B, tape.weights)
+        self.layout = layout = Layout(shape, tape.x.dtype)
+        self.dh = layout.zeros(shape.D, B, layout.h_width)
+        self.dc = layout.zeros(shape.D, B, layout.c_width)
+        for d, rows in enumerate(tape.rows):
+            if dstates[0] is not None:
+                self.dh[d, :, : shape.P] = dstates[0][d, rows.order]
+            if dstates[1] is not None:
+                self.dc[d, :, : shape.H] = dstates[1][d, rows.order]
+        self.dh_steps: list[HostArray] = []
+        if tape.weights.weight_ho is not None:
+            self.dh_steps = [layout.empty(rows.total, layout.h_width) for rows in tape.rows]
+
+    def sweep(self, team: Crew, dy: HostArray | None, dcells: HostArray | None) -> None:
+        """Go back through all steps."""
+        layout, weights, (_, _, _, H, P, D) = self.layout, self.tape.weights, self.shape
+        packing = Packing(layout, team)
+        weight_hh = packing.gate_rows(weights.weight_hh, P)
+        weight_ho = packing.transposed(weights.weight_ho, H, P)
+        packing.finish()
+        dy = None if dy is None else row_major(dy)
+        dcells = None if dcells is None else row_major(dcells)
+        scratch, zeros = Scratch(layout), layout.zeros(max(layout.h_width, layout.c_width))
+        dm = layout.empty(*self.dc.shape) if weight_ho else None
+        barriers = numpy.zeros((D, 8), "int64")
+        sweep = kernel(backward_sweep, layout.lanes)
+        parts = []
+        work = sum(rows.total for rows in self.tape.rows) * 4 * H * P
+        for shares in split(layout, self.tape.rows, team.threads(work), bool(weight_ho)):
+            part = []
+            for share in shares:
+                d = share.direction
+                job = self.job(share, dy, dcells)._replace(
+                    weight_hh=address(weight_hh[d]),
+                    weight_ho=address(weight_ho[d]) if weight_ho else 0,
+                    dm=0 if dm is None else address(dm[d]),
+                    zeros=address(zeros),
+                    tables=scratch.table(4 * (share.last_row - share.first_row)),
+                    barrier=address(barriers[d]),
+                )
+                part.append((sweep, layout.lanes, job))
+            parts.append(part)
+        team.run(parts)
+
+    def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
+        """Return what a thread does of one direction, but for the memory of the call."""
+        d, tape = share.direction, self.tape
+        rows = tape.rows[d]
+        return BackwardJob(
+            steps=len(tape.steps),
+            time=rows.times[0],
+            direction=rows.times.step,
+            order=address(rows.order),
+            lengths=address(rows.lengths),
+            batch=self.shape.B,
+            last_slot=rows.first_slot(rows.times[-1]),
+            first_row=share.first_row,
+            last_row=share.last_row,
+            first_unit_block=share.first_block,
+            last_unit_block=share.last_block,
+            hidden_size=self.shape.H,
+            output_size=self.shape.P,
+            weight_hh=0,
+            weight_ho=0,
+            dy=0 if dy is None else address(dy) + d * dy.strides[2],
+            dy_time=0 if dy is None else dy.strides[0],
+            dy_row=0 if dy is None else dy.strides[1],
+            dcells=0 if dcells is None else address(dcells) + d * dcells.strides[2],
+            dcells_time=0 if dcells is None else dcells.strides[0],
+            dcells_row=0 if dcells is None else dcells.strides[1],
+            dh=address(self.dh[d]),
+            dc=address(self.dc[d]),
+            dm=0,
+            gates=address(tape.gates[d]),
+            cell_steps=address(tape.c[d]),
+            c=address(tape.c0[d]),
+            dh_steps=address(self.dh_steps[d]) if self.dh_steps else 0,
+            zeros=0,
+            tables=0,
+            team=share.team,
+            barrier=0,
+        )
+
+    def initial_states(self) -> States:
+        """Return the gradients of h and c before the first step."""
+        _, B, _, H, P, D = self.shape
+        dh = numpy.empty((D, B, P), self.tape.x.dtype)
+        dc = numpy.empty((D, B, H), self.tape.x.dtype)
+        for d, rows in enumerate(self.tape.rows):
+            dh[d, rows.order] = self.dh[d, :, :P]
+            dc[d, rows.order] = self.dc[d, :, :H]
+        return dh, dc
