@@ -17,20 +17,11 @@ from typing import Any, NamedTuple
 from numba import njit
 
 from cupy_lstm.simd.barrier import meet
-from cupy_lstm.simd.forward import multiply_rows
 from cupy_lstm.simd.functions import tanh
+from cupy_lstm.simd.matrix import multiply_rows
+from cupy_lstm.simd.memory import load, load_first, read, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
-from cupy_lstm.simd.vector import (
-    fused,
-    itemsize,
-    keep_first,
-    lane_count,
-    load,
-    load_first,
-    read,
-    store,
-    write,
-)
+from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count
 
 
 class BackwardJob(NamedTuple):

@@ -7,7 +7,8 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-from cupy_lstm.simd.vector import WORD, pointer
+from cupy_lstm.simd.memory import pointer
+from cupy_lstm.simd.vector import WORD
 
 
 @intrinsic

@@ -18,14 +18,14 @@ from numba import types
 from numba.core import caching
 from numba.core.registry import cpu_target
 
-from cupy_lstm.simd import backward, forward, packing, products
+from cupy_lstm.simd import backward, forward, matrix, packing, products
 from cupy_lstm.simd.vector import Lanes, LanesType
 
 Kernel = Callable[..., None]
 
 KERNELS: dict[Any, list[Any]] = {
     forward.forward_sweep: [forward.ForwardJob],
-    forward.project_steps: [forward.ProjectionJob],
+    matrix.project_steps: [matrix.ProjectionJob],
     backward.backward_sweep: [backward.BackwardJob],
     products.add_outer_products: [products.ProductJob, products.Places],
     products.add_input_gradient: [products.InputGradientJob, products.Places],

@@ -10,23 +10,11 @@ from numba import njit
 
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import sigmoid, tanh
-from cupy_lstm.simd.packing import panel_width
+from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
+from cupy_lstm.simd.memory import load, read, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.tile import multiply_tile
-from cupy_lstm.simd.vector import (
-    fused,
-    itemsize,
-    keep_first,
-    lane_count,
-    load,
-    load_first,
-    read,
-    splat,
-    store,
-    store_first,
-    tile_rows,
-    write,
-)
+from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
 
 
 class ForwardJob(NamedTuple):
@@ -104,27 +92,6 @@ class ForwardJob(NamedTuple):
     tables: int
     team: int
     barrier: int
-
-
-@njit(nogil=True)
-def copy_numbers(lanes: Any, source: int, target: int, count: int) -> None:
-    """Copy some neighbouring numbers."""
-    lane, size = lane_count(lanes), itemsize(lanes)
-    k = 0
-    while k + lane <= count:
-        store(target + k * size, load(lanes, source + k * size))
-        k += lane
-    if k < count:
-        there = count - k
-        store_first(target + k * size, load_first(lanes, source + k * size, there), there)
-
-
-@njit(nogil=True)
-def clear_numbers(lanes: Any, target: int, count: int) -> None:
-    """Set some neighbouring numbers to zero."""
-    lane, size = lane_count(lanes), itemsize(lanes)
-    for k in range(0, count, lane):
-        store_first(target + k * size, splat(lanes, 0.0), min(lane, count - k))
 
 
 @njit(nogil=True)
@@ -304,131 +271,3 @@ def forward_step(
         batch_row = read(job.order + 8 * (job.first_row + row))
         target = job.cells + time * job.cells_time + batch_row * job.cells_row
         clear_numbers(lanes, target + first * size, last - first)
-
-
-@njit(nogil=True)
-def multiply_rows(
-    lanes: Any,
-    rows: int,
-    terms: int,
-    columns: int,
-    first: int,
-    last: int,
-    a: int,
-    packed: int,
-    start: int,
-    out: int,
-) -> None:
-    """Multiply rows with a matrix packed by columns: out = start + A B, all tables of rows.
-
-    Parameters
-    ----------
-    rows, terms, columns : int
-        Sizes of the product.
-    first, last : int
-        Blocks of columns to compute; multiples of four, or the end.
-    """
-    lane, size = lane_count(lanes), itemsize(lanes)
-    vector = lane * size
-    blocks = -(-columns // lane)
-    v = first
-    while v < last:
-        width = panel_width(v, blocks)
-        panel = packed + v * terms * vector
-        for r in range(0, rows, tile_rows(lanes)):
-            n = min(tile_rows(lanes), rows - r)
-            if width == 4:
-                multiply_tile(
-                    lanes,
-                    4,
-                    False,
-                    n,
-                    terms,
-                    a + 8 * r,
-                    size,
-                    panel,
-                    4 * vector,
-                    0,
-                    start + 8 * r,
-                    out + 8 * r,
-                    v * vector,
-                    vector,
-                )
-            else:
-                multiply_tile(
-                    lanes,
-                    1,
-                    False,
-                    n,
-                    terms,
-                    a + 8 * r,
-                    size,
-                    panel,
-                    vector,
-                    0,
-                    start + 8 * r,
-                    out + 8 * r,
-                    v * vector,
-                    vector,
-                )
-        v += width
-
-
-class ProjectionJob(NamedTuple):
-    """Rows to project: out = m W_ho.
-
-    Attributes
-    ----------
-    first, last
-        The rows.
-    terms, columns
-        H and P.
-    m, m_bytes, out, out_bytes
-        Addresses of row 0, and bytes to the next one.
-    weight_ho
-        Packed.
-    zeros
-        A row of zeros, as long as an output.
-    tables, chunk
-        Scratch for three tables of `chunk` rows.
-    """
-
-    first: int
-    last: int
-    terms: int
-    columns: int
-    m: int
-    m_bytes: int
-    out: int
-    out_bytes: int
-    weight_ho: int
-    zeros: int
-    tables: int
-    chunk: int
-
-
-@njit(nogil=True)
-def project_steps(lanes: Any, job: Any) -> None:
-    """Project the cell outputs of many steps."""
-    lane = lane_count(lanes)
-    sources, targets = job.tables, job.tables + 8 * job.chunk
-    zeros = targets + 8 * job.chunk
-    for row in range(job.chunk):
-        write(zeros + 8 * row, job.zeros)
-    for first in range(job.first, job.last, job.chunk):
-        n = min(job.chunk, job.last - first)
-        for row in range(n):
-            write(sources + 8 * row, job.m + (first + row) * job.m_bytes)
-            write(targets + 8 * row, job.out + (first + row) * job.out_bytes)
-        multiply_rows(
-            lanes,
-            n,
-            job.terms,
-            job.columns,
-            0,
-            -(-job.columns // lane),
-            sources,
-            job.weight_ho,
-            zeros,
-            targets,
-        )

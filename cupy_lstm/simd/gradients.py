@@ -13,8 +13,8 @@ from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.forward import ProjectionJob, project_steps
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.matrix import ProjectionJob, project_steps
 from cupy_lstm.simd.products import (
     BEFORE,
     BY_ROW,

@@ -18,16 +18,8 @@ from typing import Any
 
 from numba import njit
 
-from cupy_lstm.simd.vector import (
-    itemsize,
-    lane_count,
-    load,
-    load_first,
-    splat,
-    store,
-    store_first,
-    transpose,
-)
+from cupy_lstm.simd.memory import load, load_first, store, store_first, transpose
+from cupy_lstm.simd.vector import itemsize, lane_count, splat
 
 
 @njit(nogil=True)

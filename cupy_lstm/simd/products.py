@@ -8,19 +8,11 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
-from cupy_lstm.simd.forward import multiply_rows
+from cupy_lstm.simd.matrix import multiply_rows
+from cupy_lstm.simd.memory import load, load_first, read, store_first, write
 from cupy_lstm.simd.rows import active_rows
 from cupy_lstm.simd.tile import multiply_tile
-from cupy_lstm.simd.vector import (
-    itemsize,
-    lane_count,
-    load,
-    load_first,
-    read,
-    store_first,
-    tile_rows,
-    write,
-)
+from cupy_lstm.simd.vector import itemsize, lane_count, tile_rows
 
 BY_ROW, BY_SLOT, BEFORE = 0, 1, 2
 """Kinds of `Places`."""

@@ -11,7 +11,7 @@ import numpy
 from numba import njit
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.simd.vector import read
+from cupy_lstm.simd.memory import read
 
 
 @dataclass(frozen=True)

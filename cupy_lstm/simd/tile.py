@@ -11,16 +11,8 @@ from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cupy_lstm.simd.vector import (
-    BYTE,
-    POINTER,
-    WORD,
-    _splat,
-    load_vector,
-    multiply_add,
-    pointer,
-    store_vector,
-)
+from cupy_lstm.simd.memory import BYTE, POINTER, load_vector, pointer, store_vector
+from cupy_lstm.simd.vector import WORD, multiply_add, splat_number
 
 
 @intrinsic(prefer_literal=True)
@@ -111,7 +103,7 @@ def multiply_tile(
                     places = [at(place, distance) for place in first]
                 for r, place in enumerate(places):
                     number = builder.load(place, align=itemsize, typ=vector.element)
-                    factor = _splat(builder, vector, number)
+                    factor = splat_number(builder, vector, number)
                     for c in range(width):
                         total = sums[r * width + c]
                         builder.store(

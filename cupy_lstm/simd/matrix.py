@@ -1,0 +1,144 @@
+"""Products of rows with packed matrices, compiled; rows are given by tables of their addresses."""
+
+from typing import Any, NamedTuple
+
+from numba import njit
+
+from cupy_lstm.simd.memory import load, load_first, store, store_first, write
+from cupy_lstm.simd.packing import panel_width
+from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.vector import itemsize, lane_count, splat, tile_rows
+
+
+@njit(nogil=True)
+def copy_numbers(lanes: Any, source: int, target: int, count: int) -> None:
+    """Copy some neighbouring numbers."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    k = 0
+    while k + lane <= count:
+        store(target + k * size, load(lanes, source + k * size))
+        k += lane
+    if k < count:
+        there = count - k
+        store_first(target + k * size, load_first(lanes, source + k * size, there), there)
+
+
+@njit(nogil=True)
+def clear_numbers(lanes: Any, target: int, count: int) -> None:
+    """Set some neighbouring numbers to zero."""
+    lane, size = lane_count(lanes), itemsize(lanes)
+    for k in range(0, count, lane):
+        store_first(target + k * size, splat(lanes, 0.0), min(lane, count - k))
+
+
+@njit(nogil=True)
+def multiply_rows(
+    lanes: Any,
+    rows: int,
+    terms: int,
+    columns: int,
+    first: int,
+    last: int,
+    a: int,
+    packed: int,
+    start: int,
+    out: int,
+) -> None:
+    """Multiply rows with a matrix packed by columns: out = start + A B, all tables of rows.
+
+    Parameters
+    ----------
+    rows, terms, columns : int
+        Sizes of the product.
+    first, last : int
+        Blocks of columns to compute; multiples of four, or the end.
+    """
+    lane, size = lane_count(lanes), itemsize(lanes)
+    vector = lane * size
+    blocks = -(-columns // lane)
+    v = first
+    while v < last:
+        width = panel_width(v, blocks)
+        # Few rows leave registers for two panels.
+        if width == 4 and 2 * rows <= tile_rows(lanes) and v + 8 <= last:
+            width = 8
+        panel, group, at = packed + v * terms * vector, 4 * terms * vector, v * vector
+        for r in range(0, rows, tile_rows(lanes)):
+            n = min(tile_rows(lanes), rows - r)
+            sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
+            if width == 8:
+                multiply_tile(
+                    lanes, 8, False, n, terms, sources, size, panel, 4 * vector, group,
+                    starts, targets, at, vector,
+                )  # fmt: skip
+            elif width == 4:
+                multiply_tile(
+                    lanes, 4, False, n, terms, sources, size, panel, 4 * vector, group,
+                    starts, targets, at, vector,
+                )  # fmt: skip
+            else:
+                multiply_tile(
+                    lanes, 1, False, n, terms, sources, size, panel, vector, group,
+                    starts, targets, at, vector,
+                )  # fmt: skip
+        v += width
+
+
+class ProjectionJob(NamedTuple):
+    """Rows to project: out = m W_ho.
+
+    Attributes
+    ----------
+    first, last
+        The rows.
+    terms, columns
+        H and P.
+    m, m_bytes, out, out_bytes
+        Addresses of row 0, and bytes to the next one.
+    weight_ho
+        Packed.
+    zeros
+        A row of zeros, as long as an output.
+    tables, chunk
+        Scratch for three tables of `chunk` rows.
+    """
+
+    first: int
+    last: int
+    terms: int
+    columns: int
+    m: int
+    m_bytes: int
+    out: int
+    out_bytes: int
+    weight_ho: int
+    zeros: int
+    tables: int
+    chunk: int
+
+
+@njit(nogil=True)
+def project_steps(lanes: Any, job: Any) -> None:
+    """Project the cell outputs of many steps."""
+    lane = lane_count(lanes)
+    sources, targets = job.tables, job.tables + 8 * job.chunk
+    zeros = targets + 8 * job.chunk
+    for row in range(job.chunk):
+        write(zeros + 8 * row, job.zeros)
+    for first in range(job.first, job.last, job.chunk):
+        n = min(job.chunk, job.last - first)
+        for row in range(n):
+            write(sources + 8 * row, job.m + (first + row) * job.m_bytes)
+            write(targets + 8 * row, job.out + (first + row) * job.out_bytes)
+        multiply_rows(
+            lanes,
+            n,
+            job.terms,
+            job.columns,
+            0,
+            -(-job.columns // lane),
+            sources,
+            job.weight_ho,
+            zeros,
+            targets,
+        )
