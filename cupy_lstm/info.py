@@ -15,7 +15,7 @@ import numpy
 import cupy_lstm
 from cupy_lstm import kernels
 from cupy_lstm.backend import MODULES
-from cupy_lstm.plan import ENGINES, simd_missing, why_not
+from cupy_lstm.plan import ENGINES, why_not
 
 Facts = dict[str, dict[str, str]]
 
@@ -119,7 +119,7 @@ def engine_facts(why_no_gpu: str) -> dict[str, str]:
     engines = {}
     for engine, description in ENGINES.items():
         for module in MODULES:
-            obstacle = why_not(engine, module, simd_missing())
+            obstacle = why_not(engine, module)
             if module == "cupy" and not obstacle:
                 obstacle = why_no_gpu
             engines[f"{engine} on {module}"] = (

@@ -6,7 +6,6 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 
 from cupy_lstm.backend import MODULES
 from cupy_lstm.checks import checked_choice, checked_direction, checked_integer, checked_projection
@@ -63,15 +62,28 @@ def checked_engine(argument: str, value: object) -> str:
 
 @cache
 def simd_missing() -> str:
-    """Return why the engine simd cannot run on this host, or an empty text."""
-    return "" if find_spec("numba") else "Numba is not installed: pip install 'cupy_lstm[fast]'"
+    """Return why the engine simd cannot run on this host, or an empty text; imports Numba."""
+    try:
+        import numba  # noqa: F401
+    except ModuleNotFoundError as error:
+        if error.name == "numba":
+            return "Numba is not installed: pip install 'cupy_lstm[fast]'"
+        return f"Numba cannot be imported ({error})"
+    except Exception as error:  # a Numba that does not fit the NumPy beside it raises what it likes
+        return f"Numba cannot be imported ({error})".replace("\n", " ")
+    return ""
 
 
-def why_not(engine: str, module: str, missing: str) -> str:
-    """Return why an engine cannot serve arrays of a module, or an empty text."""
+def why_not(engine: str, module: str, missing: str | None = None) -> str:
+    """Return why an engine cannot serve arrays of a module, or an empty text.
+
+    `missing` says why the engine simd cannot run on this host; default: what is true.
+    """
     if engine != "simd":
         return ""
-    return "it runs on NumPy arrays only" if module != "numpy" else missing
+    if module != "numpy":
+        return "it runs on NumPy arrays only"
+    return simd_missing() if missing is None else missing
 
 
 def plan_sweep(
@@ -109,7 +121,6 @@ def plan_sweep(
     ValueError
         If the forced engine cannot serve the sweep.
     """
-    missing = simd_missing() if missing is None else missing
     if forced != "auto":
         obstacle = why_not(forced, module, missing)
         if obstacle:

@@ -19,12 +19,12 @@ def load(name: str) -> ModuleType:
     return import_module(f"cupy_lstm.engines.{name}")
 
 
-def warmup(dtypes: Sequence[str] = ("float32", "float64")) -> bool:
+def warmup(dtypes: Sequence[str] | str = ("float32", "float64")) -> bool:
     """Compile the kernels of the CPU, or read them from disk, so that no later call waits.
 
     Parameters
     ----------
-    dtypes : sequence of str
+    dtypes : sequence of str, or str
         Of ``"float32"`` and ``"float64"``.
 
     Returns
@@ -37,6 +37,7 @@ def warmup(dtypes: Sequence[str] = ("float32", "float64")) -> bool:
     ValueError
         If a dtype is none of them.
     """
+    dtypes = (dtypes,) if isinstance(dtypes, str) else dtypes
     for dtype in dtypes:
         if dtype not in ("float32", "float64"):
             raise ValueError(f"dtypes must be of ('float32', 'float64'), received {dtype!r}")

@@ -138,7 +138,7 @@ def _define_operation(function: Any, instruction: str) -> None:
             *(
                 value
                 if isinstance(kind, VectorType)
-                else splat_number(builder, kinds.return_type, value)
+                else splat_number(builder, vector, value)
                 for value, kind in pairs
             )
         )
