@@ -13,7 +13,7 @@ from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
 from cupy_lstm.simd.memory import load, read, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
-from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.tile import multiply_tile, rows_at_once
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
 
 
@@ -179,12 +179,13 @@ def forward_step(
         write(h_rows + 8 * row, h_from + row * h_bytes)
     # Few rows leave registers for two blocks, and one alone would wait for its own sums.
     together = 2 if 2 * active <= tile_rows(lanes) else 1
+    most = rows_at_once(lanes, active)
     j = job.first_unit_block
     while j < job.last_unit_block:
         blocks = min(together, job.last_unit_block - j)
         panel, group = job.weight_hh + j * P * 4 * vector, P * 4 * vector
-        for r in range(0, active, tile_rows(lanes)):
-            n = min(tile_rows(lanes), active - r)
+        for r in range(0, active, most):
+            n = min(most, active - r)
             rows, z_rows, at = h_rows + 8 * r, gates + 8 * r, j * 4 * vector
             if blocks == 2:
                 multiply_tile(

@@ -107,7 +107,7 @@ class Products:
             if "weight_ho" in names:
                 left = self.places(d, BY_SLOT, self.m[d], 0, c_bytes)
                 sums.add_by_columns("weight_ho", left, self.layout.shape.H, dh_steps[d])
-            sums.run()
+            sums.run((self, x, h0, h_steps, dh_steps, one))
             for name in names:
                 sums.add_to(name, getattr(gradients, name)[d])
             sums.finish()
@@ -142,7 +142,7 @@ class Products:
                 tables = scratch.table(3 * SLOTS_AT_ONCE)
                 part = job._replace(first=first, last=last, tables=tables)
                 parts.append([(project, layout.lanes, part)])
-            self.team.run(parts)
+            self.team.run(parts, (self, weight_ho, outputs, scratch))
         return outputs
 
     def places(
@@ -197,7 +197,7 @@ class Products:
                     chunk=SLOTS_AT_ONCE,
                 )
                 parts.append([(add, layout.lanes, job, targets)])
-            self.team.run(parts)
+            self.team.run(parts, (self, weight_ih, target, scratch))
         if target is not dx:
             numpy.add(dx, target, out=dx)
 
@@ -252,8 +252,8 @@ class _Sums:
         )
         self.jobs.append((job, left))
 
-    def run(self) -> None:
-        """Take all sums."""
+    def run(self, alive: object) -> None:
+        """Take all sums; `alive` is what the rows belong to."""
         lanes, scratch = self.layout.lanes, Scratch(self.layout)
         add = kernel(add_outer_products, lanes)
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
@@ -263,7 +263,7 @@ class _Sums:
                 tables = scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
                 part.append((add, lanes, piece, left))
-        self.team.run(parts)
+        self.team.run(parts, (self, scratch, alive))
 
     def add_to(self, name: str, gradient: HostArray) -> None:
         """Ask for a sum to be added to a gradient of any strides."""
@@ -291,7 +291,7 @@ class _Sums:
     def finish(self) -> None:
         """Add all sums to the gradients."""
         size = self.threads
-        self.team.run([self.calls[p::size] for p in range(size)])
+        self.team.run([self.calls[p::size] for p in range(size)], self)
         for pair in self.kept:
             if isinstance(pair, tuple):
                 gradient, target = pair

@@ -6,7 +6,7 @@ from numba import njit
 
 from cupy_lstm.simd.memory import load, load_first, store, store_first, write
 from cupy_lstm.simd.packing import panel_width
-from cupy_lstm.simd.tile import multiply_tile
+from cupy_lstm.simd.tile import multiply_tile, rows_at_once
 from cupy_lstm.simd.vector import itemsize, lane_count, splat, tile_rows
 
 
@@ -56,15 +56,15 @@ def multiply_rows(
     lane, size = lane_count(lanes), itemsize(lanes)
     vector = lane * size
     blocks = -(-columns // lane)
-    v = first
+    v, most = first, rows_at_once(lanes, rows)
     while v < last:
         width = panel_width(v, blocks)
         # Few rows leave registers for two panels.
         if width == 4 and 2 * rows <= tile_rows(lanes) and v + 8 <= last:
             width = 8
         panel, group, at = packed + v * terms * vector, 4 * terms * vector, v * vector
-        for r in range(0, rows, tile_rows(lanes)):
-            n = min(tile_rows(lanes), rows - r)
+        for r in range(0, rows, most):
+            n = min(most, rows - r)
             sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
             if width == 8:
                 multiply_tile(

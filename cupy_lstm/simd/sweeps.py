@@ -108,7 +108,8 @@ class ForwardSweep:
                     for share in part
                 ]
                 for part in shares
-            ]
+            ],
+            (self, x, outputs, kept, m, scratch, barriers),
         )
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
@@ -265,7 +266,7 @@ class BackwardSweep:
                 )
                 part.append((sweep, layout.lanes, job))
             parts.append(part)
-        team.run(parts)
+        team.run(parts, (self, weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers))
 
     def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
         """Return what a thread does of one direction, but for the memory of the call."""

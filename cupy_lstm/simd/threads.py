@@ -61,17 +61,18 @@ class Crew:
         """Return how many threads are worth while for so many multiply-adds."""
         return max(1, min(self.size, work // WORTH_A_THREAD))
 
-    def run(self, parts: Sequence[Sequence[Call]]) -> None:
+    def run(self, parts: Sequence[Sequence[Call]], alive: object = None) -> None:
         """Make each thread's calls, ``function(*arguments)`` one after the other.
 
         Returns when all are done, even if the caller is interrupted: the kernels write to memory
-        that is the caller's to free, and may wait for each other.
+        that is the caller's to free, and may wait for each other. `alive` is what this memory
+        belongs to, kept until then even if a flood of interrupts ends the wait.
         """
         parts = [part for part in parts if part]
         if len(parts) < 2:
             _make(parts[0] if parts else ())
             return
-        work = _Work(parts)
+        work = _Work(parts, alive)
         interrupted: BaseException | None = None
         while not work.finished:
             # An interrupt can come anywhere; what is given twice is done once.
@@ -96,7 +97,8 @@ def _make(calls: Sequence[Call]) -> None:
 class _Work:
     """Parts that are made at the same time, and what is known of them."""
 
-    def __init__(self, parts: Sequence[Sequence[Call]]) -> None:
+    def __init__(self, parts: Sequence[Sequence[Call]], alive: object) -> None:
+        self.alive = alive
         self.given = self.finished = False
         self.error: BaseException | None = None
         self.done = Lock()

@@ -7,12 +7,12 @@ Everything that costs the engine time is this one loop. A tile has up to `Lanes.
 from typing import Any
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cupy_lstm.simd.memory import BYTE, POINTER, load_vector, pointer, store_vector
-from cupy_lstm.simd.vector import WORD, multiply_add, splat_number
+from cupy_lstm.simd.vector import WORD, multiply_add, splat_number, tile_rows
 
 
 @intrinsic(prefer_literal=True)
@@ -122,3 +122,12 @@ def multiply_tile(
         return context.get_dummy_value()
 
     return types.void(lanes, columns, by_step, *[types.int64] * 11), lower
+
+
+@njit(nogil=True)
+def rows_at_once(lanes: Any, rows: int) -> int:
+    """Return how many rows the tiles over some rows should have: about equal, as few as can be."""
+    if rows <= 0:
+        return 1
+    tiles = -(-rows // tile_rows(lanes))
+    return -(-rows // tiles)

@@ -136,9 +136,7 @@ def _define_operation(function: Any, instruction: str) -> None:
         pairs, vector = zip(operands, kinds.args, strict=True), kinds.return_type
         return getattr(builder, instruction)(
             *(
-                value
-                if isinstance(kind, VectorType)
-                else splat_number(builder, vector, value)
+                value if isinstance(kind, VectorType) else splat_number(builder, vector, value)
                 for value, kind in pairs
             )
         )

@@ -39,7 +39,7 @@ class Packing:
     def __init__(self, layout: Layout, crew: Crew) -> None:
         self._layout, self._crew = layout, crew
         self._calls: list[tuple[Any, ...]] = []
-        self._sources: list[HostArray | None] = []  # alive until they are packed
+        self._arrays: list[HostArray | None] = []  # alive until they are packed
         self._numbers = 0
 
     def forward(self, weights: LayerWeights) -> Packed:
@@ -89,14 +89,14 @@ class Packing:
     def finish(self) -> None:
         """Pack everything that was asked for."""
         size = self._crew.threads(PACKING_WORK * self._numbers)
-        self._crew.run([self._calls[p::size] for p in range(size)])
-        self._calls, self._sources, self._numbers = [], [], 0
+        self._crew.run([self._calls[p::size] for p in range(size)], self._arrays)
+        self._calls, self._arrays, self._numbers = [], [], 0
 
     def _add(
         self, function: Any, pieces: list[HostArray | None], *sizes: int, into: HostArray
     ) -> None:
         sources = [None if piece is None else contiguous(piece) for piece in pieces]
-        self._sources += sources
+        self._arrays += [*sources, into]
         self._numbers += into.size
         lanes = self._layout.lanes
         places = [address(source) for source in sources]
