@@ -143,8 +143,8 @@ def test_weights_can_be_set_and_read_from_anywhere(cupy, second):
     with record() as log:
         assert lstm.set_state_dict(state) == ([], [])
         assert lstm.set_state_dict(lstm.state_dict()) == ([], [])
-        lstm.clear_gradients()
         assert lstm.weight_ih_l0.buffer.make_gradient().device == second
+        lstm.clear_gradients()
     # The current device is the other one, and nothing is put there.
     assert {entry.device for entry in log.allocations if entry.kind != "pinned"} == {1}
     for name, p in lstm.named_parameters():

@@ -97,13 +97,17 @@ class Parent:
         self.waiting: list[str] | None = None  # tests that have not run
 
     @pytest.hookimpl(tryfirst=True)
-    def pytest_runtest_protocol(self, item: pytest.Item) -> bool | None:
+    def pytest_runtest_protocol(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> bool | None:
         if not item.get_closest_marker(MARKER) or item.get_closest_marker("skip"):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
         for report in self.reports_of(item):
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
+        # Tests of the same module that ran here have left its fixtures to the last one.
+        item.session._setupstate.teardown_exact(nextitem)
         return True
 
     @pytest.hookimpl(tryfirst=True)
