@@ -157,11 +157,18 @@ def forward_sweep(lanes: Any, job: Any) -> None:
 def forward_step(
     lanes: Any, job: Any, s: int, time: int, active: int, slot: int, gates: int, h_rows: int
 ) -> None:
-    """Run one step for the `active` first rows; `gates` is the table of their gates.
+    """Run one step for the `active` first rows.
 
-    `slot` is the first slot of this time.
-
-    The table of their inputs is no longer needed, and takes the addresses of h before the step.
+    Parameters
+    ----------
+    s, time : int
+        The step and its time.
+    slot : int
+        The first slot of this time.
+    gates : int
+        Table of the gates of these rows; overwritten where there is a projection.
+    h_rows : int
+        Scratch for a table of them.
     """
     lane, size = lane_count(lanes), itemsize(lanes)
     vector = lane * size
@@ -247,28 +254,50 @@ def forward_step(
             write(h_rows + 8 * row, h_to + row * h_bytes)
             clear_numbers(lanes, h_to + row * h_bytes, h_bytes // size)
         multiply_rows(lanes, active, H, P, 0, -(-P // lane), gates, job.weight_ho, h_rows, h_rows)
-    first = job.first_unit_block * lane
-    last = min(P, job.last_unit_block * lane)
-    if job.weight_ho != 0:
-        last = P
-    for row in range(active):
-        batch_row = read(job.order + 8 * (job.first_row + row))
-        target = job.y + time * job.y_time + batch_row * job.y_row
-        copy_numbers(
-            lanes, h_to + row * h_bytes + first * size, target + first * size, last - first
-        )
-    for row in range(active, job.last_row - job.first_row):
-        batch_row = read(job.order + 8 * (job.first_row + row))
-        target = job.y + time * job.y_time + batch_row * job.y_row
-        clear_numbers(lanes, target + first * size, last - first)
-    if job.cells == 0:
-        return
-    last = min(H, job.last_unit_block * lane)
-    for row in range(active):
-        batch_row = read(job.order + 8 * (job.first_row + row))
-        target = job.cells + time * job.cells_time + batch_row * job.cells_row
-        copy_numbers(lanes, c + row * c_bytes + first * size, target + first * size, last - first)
-    for row in range(active, job.last_row - job.first_row):
-        batch_row = read(job.order + 8 * (job.first_row + row))
-        target = job.cells + time * job.cells_time + batch_row * job.cells_row
-        clear_numbers(lanes, target + first * size, last - first)
+    first, last = job.first_unit_block * lane, job.last_unit_block * lane
+    rows = job.last_row - job.first_row
+    order = job.order + 8 * job.first_row
+    put_rows(
+        lanes, rows, active, first, P if job.weight_ho != 0 else min(P, last),
+        h_to, h_bytes, order, job.y + time * job.y_time, job.y_row,
+    )  # fmt: skip
+    if job.cells != 0:
+        put_rows(
+            lanes, rows, active, first, min(H, last),
+            c, c_bytes, order, job.cells + time * job.cells_time, job.cells_row,
+        )  # fmt: skip
+
+
+@njit(nogil=True)
+def put_rows(
+    lanes: Any,
+    rows: int,
+    active: int,
+    first: int,
+    last: int,
+    source: int,
+    source_step: int,
+    order: int,
+    target: int,
+    target_step: int,
+) -> None:
+    """Write the numbers `first` to `last` of the active rows to their batch rows, zeros to others.
+
+    Parameters
+    ----------
+    rows, active : int
+        Rows, and how many of them take part.
+    source, source_step : int
+        Address of row 0, and bytes from row to row.
+    order : int
+        Table of their batch rows.
+    target, target_step : int
+        Address of batch row 0, and bytes from one to the next.
+    """
+    offset = first * itemsize(lanes)
+    for row in range(rows):
+        place = target + read(order + 8 * row) * target_step + offset
+        if row < active:
+            copy_numbers(lanes, source + row * source_step + offset, place, last - first)
+        else:
+            clear_numbers(lanes, place, last - first)

@@ -127,7 +127,6 @@ def multiply_tile(
 @njit(nogil=True)
 def rows_at_once(lanes: Any, rows: int) -> int:
     """Return how many rows the tiles over some rows should have: about equal, as few as can be."""
-    if rows <= 0:
-        return 1
-    tiles = -(-rows // tile_rows(lanes))
-    return -(-rows // tiles)
+    most: int = tile_rows(lanes)
+    tiles = -(-rows // most)
+    return -(-rows // tiles) if rows > 0 else 1
