@@ -112,6 +112,8 @@ class _Work:
             self._left -= 1
             last = self.finished = self._left == 0
         if last:
+            # The caller goes on at once, and this thread perhaps later: let nothing live on here.
+            self.alive = None
             self.done.release()
 
 
