@@ -12,7 +12,8 @@ from functools import cache
 import numpy as np
 from oracle import Result, dropout_mask, lstm_oracle
 
-from cupy_lstm import LSTM
+from cupy_lstm import LSTM, plan
+from cupy_lstm.notation import Shape
 
 UPSTREAM = ("y", "h", "c")
 
@@ -360,6 +361,16 @@ def assert_case(case: Case, dtype: str, result: Result) -> None:
     truth, yardstick = results(reference(case, dtype)), results(naive(case, dtype))
     for name, actual in results(result).items():
         assert_within_rule(name, actual, truth[name], yardstick[name])
+
+
+def aim_at_steps(monkeypatch, name: str, shape: Shape, steps: int, itemsize: int = 4) -> None:
+    """Let the chunks of an engine have so many steps of a training call of this shape."""
+    if name == "simd":
+        step = plan.simd_step_bytes(shape, itemsize, True)
+        monkeypatch.setattr(plan, "SIMD_CHUNK_BYTES", steps * step)
+    else:
+        step = plan.step_bytes(shape, itemsize, True)
+        monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", steps * step)
 
 
 def results(result: Result) -> dict[str, np.ndarray]:

@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 from oracle import dropout_mask, philox
 
-from cupy_lstm import LSTM, no_grad
+from cupy_lstm import LSTM, no_grad, plan
 from cupy_lstm.dropout import Dropout
-from cupy_lstm.plan import CHUNK_BYTES
 
 
 def mask_of(dropout, T, B, F, layer=1, dtype="float64"):
@@ -190,7 +189,8 @@ def test_every_call_has_a_new_mask():
 @pytest.mark.parametrize("time_major", [False, True])
 @pytest.mark.parametrize("chunk_bytes", [1, 2000, 2**22])
 def test_mask_depends_on_no_layout_and_no_chunk(time_major, chunk_bytes, monkeypatch):
-    monkeypatch.setitem(CHUNK_BYTES, "numpy", chunk_bytes)
+    monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", chunk_bytes)
+    monkeypatch.setattr(plan, "SIMD_CHUNK_BYTES", chunk_bytes)
     lstm = revealing(0.5, time_major=time_major)
     assert np.array_equal(kept_by(lstm), expected(lstm, 0))
 

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from oracle import Result, lstm_oracle
 
-from cupy_lstm import LSTM, RNN, LSTMCell
+from cupy_lstm import LSTM, RNN, LSTMCell, engine
+from cupy_lstm.plan import ENGINES
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = [entry["name"] for entry in json.loads((FOLDER / "manifest.json").read_text())]
@@ -169,10 +170,12 @@ def test_every_file_is_listed():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_face(name):
+@pytest.mark.parametrize("forced", ENGINES)
+def test_face(name, forced):
     golden = Golden(name)
     run = through_lstm if golden.config["kind"] == "LSTM" else through_cell
-    assert_golden(golden, run(golden))
+    with engine(forced):
+        assert_golden(golden, run(golden))
 
 
 @pytest.mark.parametrize("rename", [by_cell, as_paddle_saves])

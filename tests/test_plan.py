@@ -7,9 +7,21 @@ import pytest
 
 from cupy_lstm import LSTM, engine, engines, explain_plan, no_grad, plan
 from cupy_lstm.notation import Shape
-from cupy_lstm.plan import CHUNK_BYTES, ENGINES, WORKSPACE_LIMIT, plan_sweep, step_bytes
+from cupy_lstm.plan import (
+    CHUNK_BYTES,
+    ENGINES,
+    SIMD_CHUNK_BYTES,
+    WORKSPACE_LIMIT,
+    fixed_bytes,
+    plan_sweep,
+    simd_fixed_bytes,
+    simd_output_bytes,
+    simd_step_bytes,
+    step_bytes,
+)
 
 MIB = 2**20
+SERVES = {"stepwise": ("numpy", "cupy"), "simd": ("numpy",)}
 
 
 def any_shapes(count):
@@ -32,36 +44,54 @@ def any_shapes(count):
                 D=rng.choice([1, 2]),
             ),
             rng.choice([2, 4, 8]),
-            rng.choice(list(CHUNK_BYTES)),
             rng.random() < 0.5,
         )
 
 
+SERVED = [(name, module) for name in ENGINES for module in CHUNK_BYTES if module in SERVES[name]]
+each_served = pytest.mark.parametrize(("name", "module"), SERVED)
+
+
+def aim_of(name, module):
+    return SIMD_CHUNK_BYTES if name == "simd" else CHUNK_BYTES[module]
+
+
+def needs(name, shape, itemsize, training):
+    """Bytes of a step of a chunk, of what a call needs beside them, of what no chunk changes."""
+    sizes = shape, itemsize, training
+    if name == "simd":
+        return simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), simd_output_bytes(*sizes)
+    return step_bytes(*sizes), fixed_bytes(*sizes), 0
+
+
 @pytest.mark.parametrize("limit", [WORKSPACE_LIMIT, WORKSPACE_LIMIT // 32])
-def test_thousands_of_shapes(limit, monkeypatch):
+@each_served
+def test_thousands_of_shapes(name, module, limit, monkeypatch):
     monkeypatch.setattr(plan, "WORKSPACE_LIMIT", limit)
     limited = aimed = whole = 0
-    for shape, itemsize, module, training in any_shapes(10000):
-        found = plan_sweep(shape, itemsize, module, training)
+    aim = aim_of(name, module)
+    for shape, itemsize, training in any_shapes(10000):
+        found = plan_sweep(shape, itemsize, module, training, name)
         steps = found.steps_per_chunk
-        assert found.engine in ENGINES
+        assert found.engine == name
         assert 1 <= steps <= max(shape.T, 1)  # so chunks of it cover every T
         # The workspace is that of the steps, and something fixed beside them.
-        step = step_bytes(shape, itemsize, training)
-        fixed = found.workspace_bytes - steps * step
-        assert fixed >= 0
+        step, fixed, outputs = needs(name, shape, itemsize, training)
+        assert min(step, fixed, outputs) >= 0
+        chunked = fixed + steps * step
+        assert found.workspace_bytes == chunked + outputs
         if fixed + step <= limit:
-            assert found.workspace_bytes <= limit
-        if step <= CHUNK_BYTES[module]:
-            assert steps * step <= CHUNK_BYTES[module]
+            assert chunked <= limit
+        if step <= aim:
+            assert steps * step <= aim
         if steps == shape.T:
             whole += 1
-        elif shape.T > 0:
+        elif shape.T > 0 and step > 0:
             # One step more would go beyond what a chunk aims at, or beyond the limit.
-            aim = (steps + 1) * step > CHUNK_BYTES[module]
-            assert aim or found.workspace_bytes + step > limit
-            aimed += aim
-            limited += not aim
+            reached = (steps + 1) * step > aim
+            assert reached or chunked + step > limit
+            aimed += reached
+            limited += not reached
     assert min(aimed, whole) > 100
     assert limited > 100 or limit > CHUNK_BYTES["cupy"], "each bound should be met"
 
@@ -83,20 +113,51 @@ def test_nothing_to_do(T, B, steps, training):
     assert found.steps_per_chunk == steps
 
 
-def test_workspace_does_not_grow_with_the_sequence():
-    found = {
-        plan_sweep(Shape(T, 8, 16, 32, 32, 2), 4).workspace_bytes for T in (10**4, 10**6, 10**9)
-    }
-    assert len(found) == 1
+@each_served
+@pytest.mark.parametrize("training", [False, True])
+def test_workspace_does_not_grow_with_the_sequence(name, module, training):
+    shapes = [Shape(T, 8, 16, 32, 32, 2) for T in (10**5, 10**6, 10**9)]
+    assert len({plan_sweep(s, 4, module, training, name).workspace_bytes for s in shapes}) == 1
 
 
-@pytest.mark.parametrize("name", ENGINES)
-def test_forced_engine(name):
+def test_workspace_of_a_projection_grows_less_than_the_tape():
+    """The engine simd takes what it projects anew for all steps at once."""
+    short, long = (Shape(T, 8, 16, 32, 31, 2) for T in (10**4, 10**5))
+    workspaces = [plan_sweep(s, 4, forced="simd").workspace_bytes for s in (short, long)]
+    gates_and_c = 5 * 32 * 4
+    assert workspaces[1] - workspaces[0] <= (long.T - short.T) * 8 * 2 * gates_and_c / 2
+
+
+@each_served
+def test_forced_engine(name, module):
     shape = Shape(5, 3, 4, 6, 6, 1)
-    free, forced = plan_sweep(shape, 4), plan_sweep(shape, 4, forced=name)
+    free, forced = plan_sweep(shape, 4, module), plan_sweep(shape, 4, module, forced=name)
     assert forced.engine == name
     assert forced.reason == "forced by cupy_lstm.engine(...)"
     assert free.reason != forced.reason
+
+
+@pytest.mark.parametrize(
+    ("module", "missing", "reason"),
+    [
+        ("cupy", "", "it runs on NumPy arrays only"),
+        ("cupy", "Numba is not installed: ...", "it runs on NumPy arrays only"),
+        ("numpy", "Numba is not installed: ...", "Numba is not installed: ..."),
+    ],
+)
+def test_where_simd_cannot_run_stepwise_serves(module, missing, reason):
+    shape = Shape(5, 3, 4, 6, 6, 1)
+    found = plan_sweep(shape, 4, module, missing=missing)
+    assert (found.engine, found.reason) == ("stepwise", f"not simd, {reason}")
+    with pytest.raises(ValueError) as raised:
+        plan_sweep(shape, 4, module, forced="simd", missing=missing)
+    assert str(raised.value) == f"the engine 'simd' cannot serve this call: {reason}"
+    assert plan_sweep(shape, 4, module, forced="stepwise", missing=missing).engine == "stepwise"
+
+
+def test_simd_is_chosen_where_it_can_run():
+    found = plan_sweep(Shape(5, 3, 4, 6, 6, 1), 4, "numpy", missing="")
+    assert (found.engine, found.reason) == ("simd", "the fastest on a CPU")
 
 
 @pytest.mark.parametrize("name", ENGINES)

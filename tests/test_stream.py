@@ -77,7 +77,7 @@ def lstm():
 
 
 @each_host_dtype
-@pytest.mark.parametrize("name", ["auto", "stepwise"])
+@pytest.mark.parametrize("name", ["auto", *plan.ENGINES])
 @each_case
 def test_a_whole_sequence_in_one_call_is_bit_equal_to_the_lstm(case, name, dtype):
     # The engine gets equal arrays, the same shape and so the same plan: nothing else goes in.
@@ -89,13 +89,14 @@ def test_a_whole_sequence_in_one_call_is_bit_equal_to_the_lstm(case, name, dtype
 
 
 @each_host_dtype
+@pytest.mark.parametrize("name", plan.ENGINES)
 @each_case
-def test_single_steps_are_bit_equal_to_the_lstm_in_chunks_of_one_step(monkeypatch, case, dtype):
-    # Then every product has the same operands. In chunks of several steps the input's product has
-    # more rows, for which a BLAS may add up in another order.
+def test_single_steps_are_bit_equal_to_the_lstm(monkeypatch, case, name, dtype):
+    # Stepwise in chunks of one step: then every product has the same operands. In chunks of several
+    # the input's product has more rows, for which a BLAS may add up in another order.
     monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", 0)
     lstm, stream, arrays = started(case, dtype)
-    with engine("stepwise"):
+    with engine(name):
         expected = inference(lstm, arrays.x, arrays.states)
         if case.T:
             y = feed(stream, arrays.x, range(case.T))

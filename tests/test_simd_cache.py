@@ -1,0 +1,237 @@
+"""Compiled kernels are kept on disk, for as long as every source of a kernel is as it was."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from simd_bed import PACKAGE, run_script
+
+from cupy_lstm import LSTM, engine, engines, explain_plan, plan, warmup
+from cupy_lstm.simd import compiled
+
+SOURCES = sorted(path.name for path in (PACKAGE / "simd").glob("*.py"))
+
+# One small kernel: what holds for it holds for all, and it is compiled in no time.
+COMPILE = """
+import sys
+from cupy_lstm.simd import compiled
+lanes = compiled.host_lanes(sys.argv[1])
+by_name = {function.__name__: function for function in compiled.KERNELS}
+for name in sys.argv[2:]:
+    print(compiled.kernel(by_name[name], lanes))
+"""
+MESSAGE = "cupy_lstm: compiling the {} kernels of the CPU, a few seconds, once (kept in {})\n"
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the package in which nothing has been compiled."""
+    folder = tmp_path / "copy"
+    shutil.copytree(PACKAGE, folder / "cupy_lstm", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder
+
+
+def compile_in(folder, *arguments, **variables):
+    """Compile in a copy of the package; return what was said on standard error."""
+    _, errors = run_script(COMPILE, *(arguments or ("float32", "pack_bias")), folder=folder, **variables)
+    return errors
+
+
+def kept(folder):
+    """Names of kept kernels below a folder: an index each, and the compiled code."""
+    return sorted(path.name for path in folder.rglob("*.nb[ci]"))
+
+
+def test_kept_beside_the_sources_until_one_of_them_changes(copy):
+    place = copy / "cupy_lstm" / "simd" / "__pycache__"
+    said = MESSAGE.format("float32", place)
+    assert compile_in(copy) == said
+    first = kept(copy)
+    assert first
+    assert {path.parent for path in copy.rglob("*.nb[ci]")} == {place}
+    assert compile_in(copy) == "", "read from disk in silence"
+    assert kept(copy) == first
+    # A module that `pack_bias` does not even use: Numba alone would not look at it.
+    source = copy / "cupy_lstm" / "simd" / "barrier.py"
+    source.write_text(source.read_text() + "\n# changed\n")
+    assert compile_in(copy) == said
+    assert compile_in(copy) == ""
+
+
+def test_every_source_of_a_kernel_counts(copy, monkeypatch):
+    folder = copy / "cupy_lstm" / "simd"
+    monkeypatch.setattr(compiled, "__file__", str(folder / "compiled.py"))
+    digest = compiled.source_hash.__wrapped__
+    before = digest()
+    assert before == compiled.source_hash(), "only the text counts, not where it lies"
+    for name in SOURCES:
+        text = (folder / name).read_text()
+        (folder / name).write_text(text + " ")
+        assert digest() != before, name
+        (folder / name).write_text(text)
+        assert digest() == before
+    (folder / "new.py").write_text("")
+    assert digest() != before
+    (folder / "new.py").rename(folder / "newer.py")
+    other = digest()
+    (folder / "newer.py").rename(folder / "new.py")
+    assert digest() != other
+
+
+def test_the_message_comes_once_for_each_dtype(copy):
+    names = "pack_bias", "unpack_bias"
+    errors = compile_in(copy, "float64", *names)
+    assert errors == MESSAGE.format("float64", copy / "cupy_lstm" / "simd" / "__pycache__")
+    assert compile_in(copy, "float64", *names) == ""
+
+
+def test_numba_s_folder_is_honoured(copy, tmp_path):
+    place = tmp_path / "elsewhere"
+    errors = compile_in(copy, NUMBA_CACHE_DIR=str(place))
+    assert f"(kept in {place}" in errors
+    assert kept(place)
+    assert not kept(copy)
+    assert compile_in(copy, NUMBA_CACHE_DIR=str(place)) == ""
+
+
+def locked_away(copy):
+    """Let nothing be written beside the sources: not even root can write below a file."""
+    (copy / "cupy_lstm" / "simd" / "__pycache__").write_text("")
+
+
+def test_a_folder_of_the_user_serves_where_sources_cannot_be_written(copy, tmp_path):
+    locked_away(copy)
+    home = {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    errors = compile_in(copy, **home)
+    assert f"(kept in {tmp_path}" in errors
+    assert kept(tmp_path)
+    assert compile_in(copy, **home) == ""
+
+
+def test_works_where_nothing_can_be_kept(copy, tmp_path):
+    locked_away(copy)
+    nowhere = tmp_path / "file"
+    nowhere.write_text("")
+    variables = {"HOME": str(nowhere), "XDG_CACHE_HOME": str(nowhere / "cache")}
+    for _ in range(2):
+        assert compile_in(copy, **variables) == MESSAGE.format("float32", "nowhere")
+    assert not kept(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "removed"])
+def test_a_damaged_cache_is_no_error(copy, damage):
+    compile_in(copy)
+    for path in copy.rglob("*.nb[ci]"):
+        if damage == "removed":
+            if path.suffix == ".nbc":
+                path.unlink()
+        else:
+            content = path.read_bytes()
+            path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
+    compile_in(copy)
+    assert compile_in(copy) == ""
+
+
+def test_two_processes_at_once(copy):
+    command = [sys.executable, "-c", COMPILE, "float32", "pack_bias", "unpack_bias"]
+    environment = os.environ | {"PYTHONPATH": str(copy)}
+    both = [
+        subprocess.Popen(command, env=environment, cwd=copy, stderr=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    for process in both:
+        _, errors = process.communicate(timeout=60)
+        assert process.returncode == 0, errors
+    assert compile_in(copy, "float32", "pack_bias", "unpack_bias") == ""
+
+
+def test_warmup_leaves_nothing_to_compile(capfd):
+    assert warmup() is True
+    capfd.readouterr()
+    code = (
+        "from cupy_lstm import LSTM, warmup, engine; import numpy as np\n"
+        "from cupy_lstm.simd import compiled\n"
+        "assert warmup(['float32']) is True\n"
+        "def refused(*arguments): raise AssertionError('a kernel was left out')\n"
+        "compiled._compile = refused\n"
+        "lstm = LSTM(5, 7, 2, 'bidirect', proj_size=3)\n"
+        "with engine('simd'):\n"
+        "    y, _ = lstm(np.ones((3, 4, 5), 'float32'), sequence_length=[4, 0, 2])\n"
+        "    lstm.backward(y)\n"
+    )
+    assert run_script(code) == ("", "")
+
+
+@pytest.mark.parametrize("dtypes", [["float16"], ["float32", "double"], [np.dtype("int32")]])
+def test_warmup_refuses_other_dtypes(dtypes):
+    with pytest.raises(ValueError) as raised:
+        warmup(dtypes)
+    assert str(raised.value) == (
+        f"dtypes must be of ('float32', 'float64'), received {dtypes[-1]!r}"
+    )
+
+
+# Without Numba.
+
+WITHOUT = """
+import sys
+import numpy as np
+from cupy_lstm import LSTM, engine, explain_plan, warmup
+from cupy_lstm.info import facts
+
+assert warmup() is False
+lstm, x = LSTM(3, 4), np.ones((2, 5, 3), "float32")
+y, _ = lstm(x)
+lstm.backward(y)
+lstm.stream(2)(x[:, 0])
+assert not any(name.startswith(("cupy_lstm.simd", "llvmlite")) for name in sys.modules)
+print(facts()["engines"]["simd on numpy"])
+print(explain_plan(5, 2, 3, 4))
+try:
+    with engine("simd"):
+        lstm(x)
+except ValueError as error:
+    print(error)
+"""
+
+
+def check_without(output, reason):
+    info, explanation, error = output.splitlines()
+    assert info == f"not available: {reason}"
+    assert explanation.startswith("layer 0: stepwise on numpy, ")
+    assert f": not simd, {reason} (" in explanation
+    assert error == f"the engine 'simd' cannot serve this call: {reason}"
+
+
+def test_stepwise_serves_where_numba_is_missing():
+    output, errors = run_script("import sys; sys.modules['numba'] = None" + WITHOUT)
+    assert errors == ""
+    check_without(output, "Numba is not installed: pip install 'cupy_lstm[fast]'")
+
+
+def test_stepwise_serves_where_numba_cannot_be_imported(tmp_path):
+    """As when NumPy is too new for it: which is said, and is no error."""
+    (tmp_path / "numba").mkdir()
+    (tmp_path / "numba" / "__init__.py").write_text(
+        "raise ImportError('Numba needs NumPy 1.25 or less. Got NumPy 2.4.')\n"
+    )
+    script = f"import sys; sys.path.insert(0, {str(tmp_path)!r})" + WITHOUT
+    output, errors = run_script(script)
+    assert errors == ""
+    info, explanation, error = output.splitlines()
+    for line in (info, explanation, error):
+        assert "Numba needs NumPy 1.25 or less. Got NumPy 2.4." in line
+    assert explanation.startswith("layer 0: stepwise on numpy, ")
+
+
+def test_this_host_has_numba():
+    """Else nothing here has tested anything."""
+    assert plan.simd_missing() == ""
+    assert explain_plan(5, 2, 3, 4).startswith("layer 0: simd on numpy, ")
+    with engine("auto"):
+        LSTM(3, 4)(np.ones((2, 5, 3), "float32"))
+    assert Path(engines.load("simd").__file__).parent == PACKAGE / "engines"

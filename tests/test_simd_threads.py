@@ -1,0 +1,355 @@
+"""Threads of the engine simd: how many there are, and that results do not depend on it."""
+
+import dataclasses
+import signal
+import sys
+import threading
+import time
+
+import numba
+import pytest
+from cases import Case, build
+from face import assert_bit_equal
+from simd_bed import infer, run, run_script, use_threads
+
+from cupy_lstm.simd import threads
+
+ORIGINAL_RUN = threads.Crew.run
+EVERY = ("y", "h", "c", "cells")
+LENGTHS = (9, 1, 8, 0, 5, 9, 2, 9, 3, 4, 6, 7, 9, 9, 1, 2, 9)
+CASES = [
+    Case("rows", T=9, B=17, I=11, H=40, states=True, upstream=EVERY),
+    Case("lengths", T=9, B=17, I=11, H=40, states=True, upstream=EVERY, lengths=LENGTHS),
+    Case("both", T=9, B=17, H=40, L=2, bidirectional=True, lengths=LENGTHS, upstream=EVERY),
+    Case("projection", T=9, B=17, H=40, P=21, states=True, upstream=EVERY),
+    # So few rows that threads share them, take some units each and meet after every step.
+    Case("units", T=9, B=1, I=11, H=256, states=True, upstream=EVERY),
+    Case("units-and-a-bit", T=9, B=2, I=11, H=201, states=True, upstream=EVERY),
+    Case("units-lengths", T=9, B=3, H=200, states=True, upstream=EVERY, lengths=(4, 0, 9)),
+    Case("units-both", T=9, B=1, H=256, bidirectional=True, states=True, upstream=EVERY),
+    Case("fewer-rows-than-threads", T=9, B=2, H=30, P=7, upstream=EVERY),
+]
+each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@each_case
+def test_results_do_not_depend_on_the_number_of_threads(case, dtype, monkeypatch):
+    found = {}
+    for count in (1, 2, 3, 4):
+        with monkeypatch.context() as patch:
+            taken = use_threads(patch, count)
+            found[count] = run(case, dtype), infer(case, dtype)
+            assert max(taken) == count
+    for count in (2, 3, 4):
+        for several, alone in zip(found[count], found[1], strict=True):
+            assert_bit_equal(several, alone)
+
+
+def test_small_calls_wake_nobody(monkeypatch):
+    taken = use_threads(monkeypatch, 2)
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 2**21)
+    run(Case("small", H=8))
+    assert max(taken) == 1
+
+
+COUNT = """
+import threading
+from cases import Case
+from simd_bed import run
+from cupy_lstm.simd.threads import crew, thread_count
+
+run(Case("large", T=20, B=64, I=32, H=64))
+workers = [t.name for t in threading.enumerate() if t is not threading.main_thread()]
+with crew() as team:
+    print(thread_count(), team.size, len(workers))
+"""
+
+
+@pytest.mark.parametrize(
+    ("variables", "count"),
+    [
+        ({"NUMBA_NUM_THREADS": "1"}, 1),
+        ({"NUMBA_NUM_THREADS": "3"}, 3),
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"OMP_NUM_THREADS": "1,2"}, 1),
+        ({"NUMBA_NUM_THREADS": "3", "OMP_NUM_THREADS": "2"}, 3),
+    ],
+    ids=str,
+)
+def test_the_environment_is_honoured(variables, count):
+    output, _ = run_script(COUNT, **variables)
+    workers = count if count > 1 else 0
+    assert output.split() == [str(count), str(count), str(workers)]
+
+
+@pytest.mark.parametrize(
+    ("numba_threads", "openmp", "expected"),
+    [
+        (8, None, 8),
+        (8, "3", 3),
+        (8, "3,2", 3),
+        (8, " 2 ", 2),
+        (2, "16", 2),
+        (8, "", 8),
+        (8, "0", 8),
+        (8, "-1", 8),
+        (8, "many", 8),
+    ],
+)
+def test_openmp_s_variable_lowers_the_number(numba_threads, openmp, expected, monkeypatch):
+    monkeypatch.setattr(numba.config, "NUMBA_NUM_THREADS", numba_threads)
+    monkeypatch.delenv("NUMBA_NUM_THREADS", raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    if openmp is not None:
+        monkeypatch.setenv("OMP_NUM_THREADS", openmp)
+    assert threads._limit() == expected
+    monkeypatch.setenv("NUMBA_NUM_THREADS", str(numba_threads))
+    assert threads._limit() == numba_threads
+
+
+SET = """
+import threading, numba
+from cupy_lstm.simd.threads import thread_count
+
+found = [thread_count()]
+for count in (1, 3, 2):
+    numba.set_num_threads(count)
+    found.append(thread_count())
+
+def elsewhere():
+    numba.set_num_threads(3)
+    found.append(thread_count())
+
+thread = threading.Thread(target=elsewhere)
+thread.start()
+thread.join()
+print(*found, thread_count())
+"""
+
+
+def test_set_num_threads_is_honoured():
+    """In the thread that has called it, as Numba has it."""
+    output, _ = run_script(SET, NUMBA_NUM_THREADS="3")
+    assert output.split() == ["3", "1", "3", "2", "3", "2"]
+
+
+def test_numba_starts_no_threads_for_being_asked():
+    output, _ = run_script(
+        "from numba.np.ufunc import parallel\n"
+        "from cupy_lstm.simd.threads import thread_count\n"
+        "thread_count()\n"
+        "print(parallel._is_initialized)"
+    )
+    assert output.strip() == "False"
+
+
+# The crew.
+
+
+def test_parts_run_at_once_each_in_a_thread_of_its_own(monkeypatch):
+    use_threads(monkeypatch, 5)
+    meeting = threading.Barrier(5, timeout=30)
+    with threads.crew() as team:
+        assert team.size == 5
+        for _ in range(50):
+            team.run([[(meeting.wait,)] for _ in range(5)])
+
+
+def test_calls_of_a_part_are_made_in_order(monkeypatch):
+    use_threads(monkeypatch, 3)
+    made = [[], [], []]
+    with threads.crew() as team:
+        team.run([[(part.append, k) for k in range(100)] for part in made])
+        team.run([[], [(made[0].append, 100)], []])
+        team.run([])
+    assert made == [list(range(101)), list(range(100)), list(range(100))]
+
+
+def test_who_finds_the_crew_taken_works_alone(monkeypatch):
+    use_threads(monkeypatch, 3)
+    with threads.crew() as first, threads.crew() as second:
+        assert (first.size, second.size) == (3, 1)
+    with threads.crew() as third:
+        assert third.size == 3
+
+
+def test_crew_grows_and_shrinks(monkeypatch):
+    for count in (2, 4, 3):
+        with monkeypatch.context() as patch:
+            use_threads(patch, count)
+            meeting = threading.Barrier(count, timeout=30)
+            with threads.crew() as team:
+                assert team.size == count
+                team.run([[(meeting.wait,)] for _ in range(count)])
+
+
+def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
+    use_threads(monkeypatch, len(threads._workers) + 3)
+
+    def refused(thread):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refused)
+    case = CASES[4]
+    with threads.crew() as team:
+        assert 1 <= team.size <= max(1, len(threads._workers))
+    run(case)
+
+
+@pytest.mark.parametrize("part", range(3))
+def test_an_error_in_a_part_arrives_when_all_parts_are_done(part, monkeypatch):
+    use_threads(monkeypatch, 3)
+    done = []
+
+    def work(index):
+        if index == part:
+            raise ZeroDivisionError("in a part")
+        time.sleep(0.05)
+        done.append(index)
+
+    with threads.crew() as team:
+        with pytest.raises(ZeroDivisionError, match="in a part"):
+            team.run([[(work, index)] for index in range(3)])
+        assert sorted(done) == [index for index in range(3) if index != part]
+        team.run([[(done.append, index)] for index in range(3)])
+    assert len(done) == 5
+
+
+@pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts by a timer")
+@pytest.mark.parametrize("again", [0, 0.004], ids=["once", "many-times"])
+def test_an_interrupt_waits_for_all_parts(again, monkeypatch):
+    """They write to memory that is freed as soon as the interrupt goes up."""
+    use_threads(monkeypatch, 3)
+    done, interrupts, armed = [], [], False
+
+    def interrupt(number, frame):
+        if armed:
+            interrupts.append(number)
+            raise KeyboardInterrupt
+
+    def work(index):
+        time.sleep(0.1)
+        done.append(index)
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    try:
+        for _ in range(3):
+            done.clear()
+            with threads.crew() as team, pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.02, again)
+                armed = True
+                try:
+                    team.run([[(work, index)] for index in range(3)])
+                finally:
+                    armed = False
+            assert sorted(done) == [0, 1, 2]
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(interrupts) >= (10 if again else 3)
+    with threads.crew() as team:
+        team.run([[(done.append, index)] for index in range(3)])  # as before
+
+
+def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(monkeypatch):
+    """Those that wait for each other are all made or none, wherever in `run` the interrupt is."""
+    use_threads(monkeypatch, 3)
+    meeting = threading.Barrier(3, timeout=30)
+    made, interrupted = [], 0
+
+    def part(index):
+        meeting.wait()
+        time.sleep(0.01)
+        made.append(index)
+
+    def interrupt_at(line):
+        seen = 0
+
+        def trace(frame, event, argument):
+            nonlocal seen
+            if frame.f_code is not run_code:
+                return None
+            seen += event == "line"
+            if seen == line:
+                seen += 1
+                raise KeyboardInterrupt
+            return trace
+
+        return trace
+
+    run_code = ORIGINAL_RUN.__code__
+    with threads.crew() as team:
+        for line in range(1, 25):
+            made.clear()
+            tracing = sys.gettrace()
+            sys.settrace(interrupt_at(line))
+            try:
+                team.run([[(part, index)] for index in range(3)])
+            except KeyboardInterrupt:
+                interrupted += 1
+                assert sorted(made) in ([], [0, 1, 2])
+            finally:
+                sys.settrace(tracing)
+            made.clear()
+            team.run([[(part, index)] for index in range(3)])
+            assert sorted(made) == [0, 1, 2]
+    assert interrupted >= 8
+
+
+LATE = """
+import atexit, threading, time
+import numpy as np
+from cases import Case, build
+from face import assert_bit_equal
+from simd_bed import infer, run
+
+case = Case("late", T=20, B=64, I=32, H=64)
+arrays, expected = build(case, "float32"), run(case)
+
+def once_more(where):
+    assert_bit_equal(run(case, arrays=arrays), expected)
+    print(where, flush=True)
+
+def late():
+    threading.main_thread().join()
+    once_more("thread")
+
+threading.Thread(target=late).start()
+atexit.register(once_more, "atexit")
+"""
+
+
+def test_calls_while_the_interpreter_ends():
+    output, errors = run_script(LATE, NUMBA_NUM_THREADS="2")
+    assert output.split() == ["thread", "atexit"]
+    assert "Error" not in errors
+
+
+def test_calls_from_many_threads_at_once(monkeypatch):
+    """Bit-equal to serial ones; whoever comes second works alone."""
+    taken = use_threads(monkeypatch, 2)
+    cases = [dataclasses.replace(case, seed=seed) for seed in range(2) for case in CASES[:5]]
+    arrays = [build(case, "float32") for case in cases]
+    expected = [(run(*pair), infer(*pair)) for pair in zip(cases, ["float32"] * 10, strict=True)]
+    taken.clear()
+    start, problems = threading.Barrier(6), []
+
+    def work(number):
+        start.wait()
+        try:
+            for k in range(20):
+                index = (number + k) % len(cases)
+                trained = run(cases[index], arrays=arrays[index])
+                assert_bit_equal(trained, expected[index][0])
+                assert_bit_equal(infer(cases[index], arrays=arrays[index]), expected[index][1])
+        except BaseException as error:
+            problems.append(error)
+
+    workers = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not problems
+    assert set(taken) == {1, 2}
