@@ -10,7 +10,7 @@ from cupy_lstm import engine, engines
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 
-T, B, I, H = 6, 7, 9, 21
+T, B, I, H = 6, 7, 9, 21  # noqa: E741
 
 
 def plain(array):
@@ -128,7 +128,10 @@ def through_engine(kind, P, dtype, wanted):
     dy, dcells = normal(rng, T, B, 2, P, dtype=dtype), normal(rng, T, B, 2, H, dtype=dtype)
     y, cells = (kind(np.full(a.shape, 7, dtype)) for a in (dy, dcells))
     gradients = LayerGradients(
-        *(None if w is None else kind(np.arange(w.size, dtype=dtype).reshape(w.shape)) for w in weights)
+        *(
+            None if w is None else kind(np.arange(w.size, dtype=dtype).reshape(w.shape))
+            for w in weights
+        )
     )
     dx = kind(np.ones_like(x))
     if P == H:

@@ -35,9 +35,26 @@ def copy(tmp_path):
     return folder
 
 
+@pytest.fixture(scope="module")
+def compiled_once(tmp_path_factory):
+    """A copy of the package in which something has been compiled, and what was said."""
+    folder = tmp_path_factory.mktemp("compiled")
+    shutil.copytree(PACKAGE, folder / "cupy_lstm", ignore=shutil.ignore_patterns("__pycache__"))
+    return folder, compile_in(folder, "float32", "pack_bias", "unpack_bias")
+
+
+@pytest.fixture
+def compiled_copy(compiled_once, tmp_path):
+    """A copy of that: a cache does not depend on where it lies."""
+    folder = tmp_path / "compiled"
+    shutil.copytree(compiled_once[0], folder)
+    return folder
+
+
 def compile_in(folder, *arguments, **variables):
     """Compile in a copy of the package; return what was said on standard error."""
-    _, errors = run_script(COMPILE, *(arguments or ("float32", "pack_bias")), folder=folder, **variables)
+    arguments = arguments or ("float32", "pack_bias")
+    _, errors = run_script(COMPILE, *arguments, folder=folder, **variables)
     return errors
 
 
@@ -46,20 +63,25 @@ def kept(folder):
     return sorted(path.name for path in folder.rglob("*.nb[ci]"))
 
 
-def test_kept_beside_the_sources_until_one_of_them_changes(copy):
-    place = copy / "cupy_lstm" / "simd" / "__pycache__"
-    said = MESSAGE.format("float32", place)
-    assert compile_in(copy) == said
-    first = kept(copy)
-    assert first
-    assert {path.parent for path in copy.rglob("*.nb[ci]")} == {place}
-    assert compile_in(copy) == "", "read from disk in silence"
-    assert kept(copy) == first
+def test_kept_beside_the_sources_and_said_once(compiled_once):
+    folder, errors = compiled_once
+    place = folder / "cupy_lstm" / "simd" / "__pycache__"
+    assert errors == MESSAGE.format("float32", place)
+    assert {path.parent for path in folder.rglob("*.nb[ci]")} == {place}
+    before = kept(folder)
+    assert len(before) == 4
+    assert compile_in(folder, "float32", "pack_bias", "unpack_bias") == ""
+    assert kept(folder) == before
+    assert compile_in(folder, "float64", "pack_bias") == MESSAGE.format("float64", place)
+
+
+def test_stale_as_soon_as_a_source_changes(compiled_copy):
     # A module that `pack_bias` does not even use: Numba alone would not look at it.
-    source = copy / "cupy_lstm" / "simd" / "barrier.py"
+    source = compiled_copy / "cupy_lstm" / "simd" / "barrier.py"
     source.write_text(source.read_text() + "\n# changed\n")
-    assert compile_in(copy) == said
-    assert compile_in(copy) == ""
+    said = MESSAGE.format("float32", source.parent / "__pycache__")
+    assert compile_in(compiled_copy) == said
+    assert compile_in(compiled_copy) == ""
 
 
 def test_every_source_of_a_kernel_counts(copy, monkeypatch):
@@ -82,20 +104,12 @@ def test_every_source_of_a_kernel_counts(copy, monkeypatch):
     assert digest() != other
 
 
-def test_the_message_comes_once_for_each_dtype(copy):
-    names = "pack_bias", "unpack_bias"
-    errors = compile_in(copy, "float64", *names)
-    assert errors == MESSAGE.format("float64", copy / "cupy_lstm" / "simd" / "__pycache__")
-    assert compile_in(copy, "float64", *names) == ""
-
-
 def test_numba_s_folder_is_honoured(copy, tmp_path):
     place = tmp_path / "elsewhere"
     errors = compile_in(copy, NUMBA_CACHE_DIR=str(place))
     assert f"(kept in {place}" in errors
     assert kept(place)
     assert not kept(copy)
-    assert compile_in(copy, NUMBA_CACHE_DIR=str(place)) == ""
 
 
 def locked_away(copy):
@@ -109,7 +123,6 @@ def test_a_folder_of_the_user_serves_where_sources_cannot_be_written(copy, tmp_p
     errors = compile_in(copy, **home)
     assert f"(kept in {tmp_path}" in errors
     assert kept(tmp_path)
-    assert compile_in(copy, **home) == ""
 
 
 def test_works_where_nothing_can_be_kept(copy, tmp_path):
@@ -117,23 +130,19 @@ def test_works_where_nothing_can_be_kept(copy, tmp_path):
     nowhere = tmp_path / "file"
     nowhere.write_text("")
     variables = {"HOME": str(nowhere), "XDG_CACHE_HOME": str(nowhere / "cache")}
-    for _ in range(2):
-        assert compile_in(copy, **variables) == MESSAGE.format("float32", "nowhere")
+    assert compile_in(copy, **variables) == MESSAGE.format("float32", "nowhere")
     assert not kept(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "empty", "removed"])
-def test_a_damaged_cache_is_no_error(copy, damage):
-    compile_in(copy)
-    for path in copy.rglob("*.nb[ci]"):
-        if damage == "removed":
-            if path.suffix == ".nbc":
-                path.unlink()
-        else:
-            content = path.read_bytes()
-            path.write_bytes(content[: len(content) // 2 if damage == "cut" else 0])
-    compile_in(copy)
-    assert compile_in(copy) == ""
+@pytest.mark.parametrize("damage", ["cut", "removed"])
+def test_a_damaged_cache_is_no_error(compiled_copy, damage):
+    for path in compiled_copy.rglob("*.nb[ci]"):
+        if damage == "cut":
+            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        elif path.suffix == ".nbc":
+            path.unlink()
+    compile_in(compiled_copy)
+    assert compile_in(compiled_copy) == "", "and it has been mended"
 
 
 def test_two_processes_at_once(copy):
@@ -146,7 +155,7 @@ def test_two_processes_at_once(copy):
     for process in both:
         _, errors = process.communicate(timeout=60)
         assert process.returncode == 0, errors
-    assert compile_in(copy, "float32", "pack_bias", "unpack_bias") == ""
+    assert len(kept(copy)) == 4
 
 
 def test_warmup_leaves_nothing_to_compile(capfd):

@@ -60,7 +60,9 @@ def true_sigmoid(x):
 
 
 each_function = pytest.mark.parametrize(
-    ("kernel", "truth"), [(all_tanh, true_tanh), (all_sigmoid, true_sigmoid)], ids=["tanh", "sigmoid"]
+    ("kernel", "truth"),
+    [(all_tanh, true_tanh), (all_sigmoid, true_sigmoid)],
+    ids=["tanh", "sigmoid"],
 )
 
 

@@ -96,9 +96,7 @@ def test_beside_parallel_code_of_numba(layer):
     if not layer_exists(layer):
         pytest.skip(f"this Numba has no threading layer {layer!r} here")
     fork = FORK if layer == "workqueue" and hasattr(os, "fork") else ""
-    run_script(
-        COMMON + BESIDE + fork, layer, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2"
-    )
+    run_script(COMMON + BESIDE + fork, layer, NUMBA_THREADING_LAYER=layer, NUMBA_NUM_THREADS="2")
 
 
 FORK = """
@@ -155,7 +153,9 @@ def test_a_forked_child_computes_the_same():
 
 
 @needs_fork
-@pytest.mark.skipif(sys.platform != "linux", reason="the default start method is fork on Linux only")
+@pytest.mark.skipif(
+    sys.platform != "linux", reason="the default start method is fork on Linux only"
+)
 def test_a_pool_of_forked_processes():
     code = """
 import multiprocessing

@@ -30,7 +30,9 @@ EACH = [
     pytest.param(dataclasses.replace(WIDE, bidirectional=True, L=2), id="bidirectional"),
     pytest.param(dataclasses.replace(WIDE, P=18), id="projection"),
     pytest.param(
-        dataclasses.replace(WIDE, bidirectional=True, lengths=(6, 1, 5, 0, 3, 6, 6, 2, 4, 6, 5, 3, 6)),
+        dataclasses.replace(
+            WIDE, bidirectional=True, lengths=(6, 1, 5, 0, 3, 6, 6, 2, 4, 6, 5, 3, 6)
+        ),
         id="lengths",
     ),
 ]
@@ -136,7 +138,9 @@ def sweep(x, lengths, reverse, keep, y=None):
     return y, *simd.forward(x, weights, states, lengths, reverse=reverse, y=y, keep=keep, chunk=3)
 
 
-@pytest.mark.parametrize("lengths", [(7, 0, 3, 5), (0, 0, 0, 0), (1, 1, 1, 1), (7, 7, 7, 7)], ids=str)
+@pytest.mark.parametrize(
+    "lengths", [(7, 0, 3, 5), (0, 0, 0, 0), (1, 1, 1, 1), (7, 7, 7, 7)], ids=str
+)
 @pytest.mark.parametrize("reverse", [(False,), (True,), (False, True)], ids=str)
 def test_the_tape_has_no_place_for_padding(lengths, reverse):
     """So the kernels have no work with it: one slot for every valid step of every row."""

@@ -7,11 +7,15 @@ import threading
 import time
 
 import numba
+import numpy as np
 import pytest
 from cases import Case, build
 from face import assert_bit_equal
 from simd_bed import infer, run, run_script, use_threads
 
+from cupy_lstm import engine
+from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import threads
 
 ORIGINAL_RUN = threads.Crew.run
@@ -44,6 +48,23 @@ def test_results_do_not_depend_on_the_number_of_threads(case, dtype, monkeypatch
     for count in (2, 3, 4):
         for several, alone in zip(found[count], found[1], strict=True):
             assert_bit_equal(several, alone)
+
+
+def test_a_projection_as_wide_as_the_layer_is_one(monkeypatch):
+    """Through the core only: threads cannot share its rows, as h takes all units."""
+    rng = np.random.default_rng(0)
+    H, I = 256, 5  # noqa: E741
+    shapes = (1, 4 * H, I), (1, 4 * H, H), (1, 4 * H), (1, 4 * H), (1, H, H)
+    weights = LayerWeights(*(rng.uniform(-0.1, 0.1, s).astype("float32") for s in shapes))
+    found = []
+    for count in (1, 2):
+        with monkeypatch.context() as patch, engine("simd"):
+            use_threads(patch, count)
+            y, states, tape = lstm_forward(np.ones((1, 9, I), "float32"), [weights])
+            dx, dstates, (gradients,) = lstm_backward(tape, y)
+            found.append([y, *states, dx, *dstates, *gradients])
+    for several, alone in zip(*found, strict=True):
+        assert np.array_equal(several, alone)
 
 
 def test_small_calls_wake_nobody(monkeypatch):
