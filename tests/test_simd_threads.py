@@ -187,6 +187,20 @@ def test_calls_of_a_part_are_made_in_order(monkeypatch):
     assert made == [list(range(101)), list(range(100)), list(range(100))]
 
 
+def test_thousands_of_runs_in_a_row(monkeypatch):
+    """The last parts often end at the same moment; one of them says that all are done."""
+    use_threads(monkeypatch, 4)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-7)
+    try:
+        with threads.crew() as team:
+            for _ in range(10000):
+                team.run([[(int,)]] * 4)
+    finally:
+        sys.setswitchinterval(interval)
+    assert all(worker.is_alive() for worker in threads._workers)
+
+
 def test_who_finds_the_crew_taken_works_alone(monkeypatch):
     use_threads(monkeypatch, 3)
     with threads.crew() as first, threads.crew() as second:

@@ -26,11 +26,11 @@ KINDS = [
 def sizes(lanes):
     """Cases whose sizes take every remainder."""
     count, rows = lanes.count, lanes.rows
-    for k in range(max(count, rows)):
+    for k in range(max(count, 2 * rows)):
         # One vector of units or less, less than a group of four, and more than a group.
         H = (k % count or count) + count * (0, 2, 4)[k % 3] if count < 16 else count + k
         wide = 0 if H < 3 or k % 2 else 1 + (5 * k) % (H - 1)
-        B = rows + k % rows
+        B = 1 + k % (2 * rows)  # a tile of one row, ..., two tiles
         lengths = tuple((2 * row + k) % 5 for row in range(B)) if k % 3 == 1 else None
         yield Case(
             f"H{H}-B{B}-I{3 + 3 * k}-P{wide}",

@@ -93,7 +93,11 @@ def _compile(function: Any, lanes: Lanes) -> Kernel:
         _announce(lanes.dtype, "nowhere" if kept is None else kept.cache_path)
     if kept is not None:
         function._cache = kept
-    compiled: Kernel = function.compile(signature)
+    try:
+        compiled: Kernel = function.compile(signature)
+    except OSError:  # a full disk costs the copy, not the kernel
+        function._cache = caching.NullCache()
+        compiled = function.compile(signature)
     return compiled
 
 
@@ -143,9 +147,13 @@ class _KernelCache(caching.FunctionCache):
     _impl_class = _KernelCacheImpl
 
     def holds(self, signature: Any) -> bool:
-        """Whether a kernel can be read from disk."""
+        """Whether a kernel can be read from disk; a damaged index is emptied."""
         key = self._index_key(signature, cpu_target.target_context.codegen())
-        return key in self._cache_file._load_index()
+        try:
+            return key in self._cache_file._load_index()
+        except Exception:  # what unpickling half a file raises is not foreseeable
+            self.flush()
+            return False
 
 
 def _kept(function: Any) -> _KernelCache | None:
