@@ -12,6 +12,7 @@ import pytest
 from cases import Case, aim_at_steps, assert_case, assert_within_rule, build, results, run_face
 
 from cupy_lstm import LSTM, engine, engines, network, no_grad, warmup
+from cupy_lstm.backend import is_array
 from cupy_lstm.engines import stepwise
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.gates import HostGates
@@ -72,7 +73,7 @@ def tape_bytes(tape):
 
 def arrays_in(value):
     """Return every array in lists, tuples and records, but for what is held by reference."""
-    if isinstance(value, np.ndarray):
+    if is_array(value):
         return [value]
     if dataclasses.is_dataclass(value):
         names = {field.name for field in dataclasses.fields(value)} - {"x", "weights"}
