@@ -6,6 +6,7 @@ one file only.
 """
 
 import hashlib
+import os
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -69,6 +70,13 @@ def lanes_for(dtype: str, features: "dict[str, bool]", triple: str) -> Lanes:
 
 
 _compiling = Lock()
+if hasattr(os, "register_at_fork"):
+    # A child of a thread that does not compile would wait for ever for one that does.
+    os.register_at_fork(
+        before=_compiling.acquire,
+        after_in_parent=_compiling.release,
+        after_in_child=_compiling.release,
+    )
 _compiled: dict[tuple[str, Lanes], Kernel] = {}
 
 
