@@ -5,7 +5,6 @@ threads there are.
 """
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy
 
@@ -210,7 +209,8 @@ class _Sums:
         self.results: dict[str, HostArray] = {}
         self.jobs: list[tuple[ProductJob, Places]] = []
         self.calls: list[Call] = []
-        self.kept: list[Any] = []  # alive until the kernels are done
+        self.scratch = Scratch(layout)
+        self.apart: list[tuple[HostArray, HostArray]] = []  # gradients and what is to be added
 
     def add_by_units(self, name: str, left: Places, features: int, dz: HostArray) -> None:
         """Ask for the products of some rows with those of dz."""
@@ -254,16 +254,16 @@ class _Sums:
 
     def run(self, alive: object) -> None:
         """Take all sums; `alive` is what the rows belong to."""
-        lanes, scratch = self.layout.lanes, Scratch(self.layout)
+        lanes = self.layout.lanes
         add = kernel(add_outer_products, lanes)
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
         for job, left in self.jobs:
             tiles = -(-job.blocks // 4) * -(-job.features // lanes.rows)
             for part, (first, last) in zip(parts, equal(tiles, self.threads), strict=True):
-                tables = scratch.table(TERMS_AT_ONCE + lanes.rows)
+                tables = self.scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
                 part.append((add, lanes, piece, left))
-        self.team.run(parts, (self, scratch, alive))
+        self.team.run(parts, (self, alive))
 
     def add_to(self, name: str, gradient: HostArray) -> None:
         """Ask for a sum to be added to a gradient of any strides."""
@@ -274,17 +274,16 @@ class _Sums:
         target = gradient
         if not (gradient.flags.c_contiguous and gradient.flags.aligned):
             target = numpy.zeros(gradient.shape, gradient.dtype)
-            self.kept.append((gradient, target))
+            self.apart.append((gradient, target))
         H = layout.shape.H
         if name in ("bias_ih", "bias_hh"):
             unpack = kernel(packing.unpack_bias, lanes)
             self.calls.append((unpack, lanes, address(self.results["bias"]), H, address(target)))
             return
-        result, scratch = self.results[name], Scratch(layout)
-        self.kept.append(scratch)
+        result = self.results[name]
         unpack = kernel(packing.unpack_by_units, lanes)
         for first, last in equal(layout.blocks, self.threads):
-            block = scratch.numbers(lanes.count, lanes.count)
+            block = self.scratch.numbers(lanes.count, lanes.count)
             sizes = (result.shape[1], H, first, last, block)
             self.calls.append((unpack, lanes, address(result), *sizes, address(target)))
 
@@ -292,7 +291,5 @@ class _Sums:
         """Add all sums to the gradients."""
         size = self.threads
         self.team.run([self.calls[p::size] for p in range(size)], self)
-        for pair in self.kept:
-            if isinstance(pair, tuple):
-                gradient, target = pair
-                gradient += target
+        for gradient, target in self.apart:
+            gradient += target
