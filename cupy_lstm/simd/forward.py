@@ -13,7 +13,7 @@ from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
 from cupy_lstm.simd.memory import load, read, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
-from cupy_lstm.simd.tile import multiply_tile, rows_at_once
+from cupy_lstm.simd.tile import multiply, rows_at_once
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
 
 
@@ -124,21 +124,10 @@ def forward_sweep(lanes: Any, job: Any) -> None:
         for j in range(job.first_unit_block, job.last_unit_block):
             panel = job.weight_ih + j * job.input_size * 4 * vector
             for r in range(0, n, tile_rows(lanes)):
-                multiply_tile(
-                    lanes,
-                    4,
-                    False,
-                    min(tile_rows(lanes), n - r),
-                    job.input_size,
-                    inputs + 8 * r,
-                    size,
-                    panel,
-                    4 * vector,
-                    0,
-                    constants,
-                    gates + 8 * r,
-                    j * 4 * vector,
-                    vector,
+                rows = min(tile_rows(lanes), n - r)
+                z_rows, at = gates + 8 * r, j * 4 * vector
+                multiply(
+                    lanes, 4, rows, job.input_size, inputs + 8 * r, panel, constants, z_rows, at
                 )
         n = 0
         for s in range(first, last):
@@ -190,44 +179,11 @@ def forward_step(
     j = job.first_unit_block
     while j < job.last_unit_block:
         blocks = min(together, job.last_unit_block - j)
-        panel, group = job.weight_hh + j * P * 4 * vector, P * 4 * vector
+        panel = job.weight_hh + j * P * 4 * vector
         for r in range(0, active, most):
             n = min(most, active - r)
             rows, z_rows, at = h_rows + 8 * r, gates + 8 * r, j * 4 * vector
-            if blocks == 2:
-                multiply_tile(
-                    lanes,
-                    8,
-                    False,
-                    n,
-                    P,
-                    rows,
-                    size,
-                    panel,
-                    4 * vector,
-                    group,
-                    z_rows,
-                    z_rows,
-                    at,
-                    vector,
-                )
-            else:
-                multiply_tile(
-                    lanes,
-                    4,
-                    False,
-                    n,
-                    P,
-                    rows,
-                    size,
-                    panel,
-                    4 * vector,
-                    group,
-                    z_rows,
-                    z_rows,
-                    at,
-                    vector,
-                )
+            multiply(lanes, 4 * blocks, n, P, rows, panel, z_rows, z_rows, at)
             for row in range(r, r + n):
                 for block in range(j, j + blocks):
                     there = min(lane, H - block * lane)

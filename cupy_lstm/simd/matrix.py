@@ -6,7 +6,7 @@ from numba import njit
 
 from cupy_lstm.simd.memory import load, load_first, store, store_first, write
 from cupy_lstm.simd.packing import panel_width
-from cupy_lstm.simd.tile import multiply_tile, rows_at_once
+from cupy_lstm.simd.tile import multiply, rows_at_once
 from cupy_lstm.simd.vector import itemsize, lane_count, splat, tile_rows
 
 
@@ -62,25 +62,11 @@ def multiply_rows(
         # Few rows leave registers for two panels.
         if width == 4 and 2 * rows <= tile_rows(lanes) and v + 8 <= last:
             width = 8
-        panel, group, at = packed + v * terms * vector, 4 * terms * vector, v * vector
+        panel, at = packed + v * terms * vector, v * vector
         for r in range(0, rows, most):
             n = min(most, rows - r)
             sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
-            if width == 8:
-                multiply_tile(
-                    lanes, 8, False, n, terms, sources, size, panel, 4 * vector, group,
-                    starts, targets, at, vector,
-                )  # fmt: skip
-            elif width == 4:
-                multiply_tile(
-                    lanes, 4, False, n, terms, sources, size, panel, 4 * vector, group,
-                    starts, targets, at, vector,
-                )  # fmt: skip
-            else:
-                multiply_tile(
-                    lanes, 1, False, n, terms, sources, size, panel, vector, group,
-                    starts, targets, at, vector,
-                )  # fmt: skip
+            multiply(lanes, width, n, terms, sources, panel, starts, targets, at)
         v += width
 
 

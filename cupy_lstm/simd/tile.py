@@ -12,7 +12,14 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from cupy_lstm.simd.memory import BYTE, POINTER, load_vector, pointer, store_vector
-from cupy_lstm.simd.vector import WORD, multiply_add, splat_number, tile_rows
+from cupy_lstm.simd.vector import (
+    WORD,
+    itemsize,
+    lane_count,
+    multiply_add,
+    splat_number,
+    tile_rows,
+)
 
 
 @intrinsic(prefer_literal=True)
@@ -59,8 +66,8 @@ def multiply_tile(
     """
     vector, most = lanes.vector, lanes.lanes.rows
     width, transposed = columns.literal_value, bool(by_step.literal_value)
-    itemsize = vector.scalar.bitwidth // 8
-    size = vector.count * itemsize
+    width_in_bytes = vector.scalar.bitwidth // 8
+    size = vector.count * width_in_bytes
 
     def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
         rows, steps, a, a_step, b, b_step, b_group, start, out, offset, column_step = operands[3:]
@@ -97,12 +104,12 @@ def multiply_tile(
                 if transposed:
                     slot = at(pointer(builder, a), builder.mul(k, ir.Constant(WORD, 8)))
                     base = at(builder.load(slot, align=8, typ=POINTER), a_step)
-                    places = [at(base, ir.Constant(WORD, r * itemsize)) for r in range(count)]
+                    places = [at(base, ir.Constant(WORD, r * width_in_bytes)) for r in range(count)]
                 else:
                     distance = builder.mul(k, a_step)
                     places = [at(place, distance) for place in first]
                 for r, place in enumerate(places):
-                    number = builder.load(place, align=itemsize, typ=vector.element)
+                    number = builder.load(place, align=width_in_bytes, typ=vector.element)
                     factor = splat_number(builder, vector, number)
                     for c in range(width):
                         total = sums[r * width + c]
@@ -130,3 +137,38 @@ def rows_at_once(lanes: Any, rows: int) -> int:
     most: int = tile_rows(lanes)
     tiles = -(-rows // most)
     return -(-rows // tiles) if rows > 0 else 1
+
+
+@njit(nogil=True)
+def multiply(
+    lanes: Any,
+    columns: int,
+    rows: int,
+    terms: int,
+    a: int,
+    packed: int,
+    start: int,
+    out: int,
+    offset: int,
+) -> None:
+    """Compute a tile of rows, given by their addresses, and 1, 4 or 8 columns of a packed matrix.
+
+    Eight columns are two panels of four, one behind the other.
+    """
+    size, vector = itemsize(lanes), lane_count(lanes) * itemsize(lanes)
+    group = 4 * terms * vector
+    if columns == 8:
+        multiply_tile(
+            lanes, 8, False, rows, terms, a, size, packed, 4 * vector, group,
+            start, out, offset, vector,
+        )  # fmt: skip
+    elif columns == 4:
+        multiply_tile(
+            lanes, 4, False, rows, terms, a, size, packed, 4 * vector, group,
+            start, out, offset, vector,
+        )  # fmt: skip
+    else:
+        multiply_tile(
+            lanes, 1, False, rows, terms, a, size, packed, vector, group,
+            start, out, offset, vector,
+        )  # fmt: skip
