@@ -9,8 +9,9 @@ from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
 from cupy_lstm.simd.gradients import Products
 from cupy_lstm.simd.layout import Layout, address, has_rows
+from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.sweeps import BackwardSweep, ForwardSweep, Tape
-from cupy_lstm.simd.threads import WORTH_A_THREAD, Crew, crew
+from cupy_lstm.simd.threads import WORTH_A_THREAD, crew
 from cupy_lstm.simd.weights import Packed, Packing
 from cupy_lstm.steps import Directions
 
@@ -18,12 +19,18 @@ from cupy_lstm.steps import Directions
 def prepare(weights: LayerWeights) -> Packed:
     """Pack the weights of a layer, to be given to any number of calls of `forward`."""
     with crew() as team:
-        return _pack(weights, team)
+        stages = Stages(Layout(layer_shape(0, 0, weights), weights.weight_hh.dtype), team)
+        packed = _packed(weights, stages)
+        stages.run()
+    return packed
 
 
-def _pack(weights: LayerWeights, team: Crew) -> Packed:
-    layout = Layout(layer_shape(0, 0, weights), weights.weight_hh.dtype)
-    return Packing(layout, team).forward(weights)
+def _packed(weights: LayerWeights, stages: Stages) -> Packed:
+    """Return the weights as they are when the stages have run."""
+    packing = Packing(stages)
+    packed = packing.forward(weights)
+    packing.finish()
+    return packed
 
 
 def forward(
@@ -45,13 +52,14 @@ def forward(
     of threads.
     """
     with crew() as team:
-        packed = weights if isinstance(weights, Packed) else _pack(weights, team)
         T, B = x.shape[:2]
-        shape = layer_shape(T, B, packed.weights)
+        given = weights.weights if isinstance(weights, Packed) else weights
+        stages = Stages(Layout(layer_shape(T, B, given), x.dtype), team)
+        packed = weights if isinstance(weights, Packed) else _packed(weights, stages)
         steps = range(T) if steps is None else steps
-        run = ForwardSweep(x, packed, shape, states, lengths, reverse, steps, keep)
+        run = ForwardSweep(stages.layout, x, packed, states, lengths, reverse, steps, keep)
         if len(steps) and B:
-            run.sweep(team, y, cells, max(1, min(chunk, len(steps))))
+            run.sweep(stages, y, cells, max(1, min(chunk, len(steps))))
     return run.final_states(), run.tape() if keep else None
 
 
@@ -69,11 +77,14 @@ def backward(
     with crew() as team:
         run = BackwardSweep(tape, dstates)
         if any(rows.total for rows in tape.rows):
-            run.sweep(team, dy, dcells)
-            products = Products(run.layout, team, tape.weights, tape.rows, tape.gates, tape.c)
-            products.add_weight_gradients(wanted, gradients, tape.x, tape.h0, run.dh_steps)
-            if dx is not None:
-                products.add_input_gradient(dx)
+            stages = Stages(run.layout, team)
+            run.add_to(stages, dy, dcells)
+            products = Products(stages, tape.weights, tape.rows, tape.gates, tape.c)
+            products.add_stages(
+                wanted, gradients, dx, x=tape.x, h0=tape.h0, dh_steps=run.dh_steps
+            )
+            stages.run()
+            products.finish()
     return run.initial_states()
 
 
@@ -105,9 +116,9 @@ class Stepper:
             )
             return after
         if self._strides != (x.shape, x.strides, y.strides):
-            shape = layer_shape(T, B, self._packed.weights)
+            layout = Layout(layer_shape(T, B, self._packed.weights), x.dtype)
             sweep = ForwardSweep(
-                x, self._packed, shape, states, None, (False,), range(T), keep=False
+                layout, x, self._packed, states, None, (False,), range(T), keep=False
             )
             self._strides = x.shape, x.strides, y.strides
             self._sweep = sweep

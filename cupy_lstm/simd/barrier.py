@@ -1,4 +1,4 @@
-"""Where threads that share rows meet: one counter in memory, which only grows."""
+"""What threads share: a counter in memory that only grows, to meet at or to take pieces from."""
 
 import sys
 from typing import Any
@@ -12,13 +12,14 @@ from cupy_lstm.simd.vector import WORD
 
 
 @intrinsic
-def _add_one(context: Any, counter: Any) -> Any:
+def take_next(context: Any, counter: Any) -> Any:
+    """Add one to a counter, and return what it was."""
+
     def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
         place = pointer(builder, operands[0])
-        builder.atomic_rmw("add", place, ir.Constant(WORD, 1), "seq_cst")
-        return context.get_dummy_value()
+        return builder.atomic_rmw("add", place, ir.Constant(WORD, 1), "seq_cst")
 
-    return types.void(types.int64), lower
+    return types.int64(types.int64), lower
 
 
 @intrinsic
@@ -41,9 +42,15 @@ else:
 
 
 @njit(nogil=True)
+def meet_others(lanes: Any, counter: int, target: int) -> None:
+    """Meet, as a kernel."""
+    meet(counter, target)
+
+
+@njit(nogil=True)
 def meet(counter: int, target: int) -> None:
     """Wait until the threads have come here `target` times in all."""
-    _add_one(counter)
+    take_next(counter)
     tries = 0
     while _current(counter) < target:
         tries += 1

@@ -19,22 +19,23 @@ from numba import types
 from numba.core import caching
 from numba.core.registry import cpu_target
 
-from cupy_lstm.simd import backward, forward, matrix, packing, products
+from cupy_lstm.simd import backward, barrier, forward, matrix, packing, products
 from cupy_lstm.simd.vector import Lanes, LanesType
 
 Kernel = Callable[..., None]
 
 KERNELS: dict[Any, list[Any]] = {
+    barrier.meet_others: [int] * 2,
     forward.forward_sweep: [forward.ForwardJob],
     matrix.project_steps: [matrix.ProjectionJob],
     backward.backward_sweep: [backward.BackwardJob],
     products.add_outer_products: [products.ProductJob, products.Places],
     products.add_input_gradient: [products.InputGradientJob, products.Places],
-    packing.pack_by_units: [int] * 4,
+    packing.pack_by_units: [int] * 6,
     packing.unpack_by_units: [int] * 7,
     packing.pack_bias: [int] * 4,
     packing.unpack_bias: [int] * 3,
-    packing.pack_gate_rows: [int] * 4,
+    packing.pack_gate_rows: [int] * 6,
     packing.pack_columns: [int] * 4,
     packing.pack_columns_transposed: [int] * 4,
 }

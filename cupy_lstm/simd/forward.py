@@ -176,8 +176,11 @@ def forward_step(
     # Few rows leave registers for two blocks, and one alone would wait for its own sums.
     together = 2 if 2 * active <= tile_rows(lanes) else 1
     most = rows_at_once(lanes, active)
-    j = job.first_unit_block
-    while j < job.last_unit_block:
+    groups = -(-(job.last_unit_block - job.first_unit_block) // together)
+    for index in range(groups):
+        # Back and forth: the weights one step reads last, the next one finds in the cache.
+        group = index if s % 2 == 0 else groups - 1 - index
+        j = job.first_unit_block + group * together
         blocks = min(together, job.last_unit_block - j)
         panel = job.weight_hh + j * P * 4 * vector
         for r in range(0, active, most):
@@ -203,7 +206,6 @@ def forward_step(
                         store(z + 2 * vector, g)
                         store(z + 3 * vector, o)
                         store(job.cell_steps + (slot + row) * c_bytes + block * vector, state)
-        j += blocks
     if job.weight_ho != 0:
         for row in range(active):
             write(gates + 8 * row, m + row * m_bytes)

@@ -26,7 +26,8 @@ from cupy_lstm.simd.products import (
 )
 from cupy_lstm.simd.rows import Rows
 from cupy_lstm.simd.sharing import equal
-from cupy_lstm.simd.threads import Call, Crew
+from cupy_lstm.simd.stages import Stages
+from cupy_lstm.simd.threads import Call
 from cupy_lstm.simd.weights import Packing
 
 SLOTS_AT_ONCE = 48
@@ -49,32 +50,37 @@ class Products:
 
     def __init__(
         self,
-        layout: Layout,
-        team: Crew,
+        stages: Stages,
         weights: LayerWeights,
         rows: Sequence[Rows],
         dz: Sequence[HostArray],
         m: Sequence[HostArray],
     ) -> None:
-        self.layout, self.team, self.weights = layout, team, weights
+        self.stages, self.layout, self.weights = stages, stages.layout, weights
         self.rows, self.dz, self.m = rows, dz, m
         slots = sum(some.total for some in rows)
-        _, _, I, H, P, D = layout.shape  # noqa: E741
-        self.threads = team.threads(slots // D * 4 * H * min(I, P))
-        self.zeros = layout.zeros(max(layout.h_width, layout.x_width))
+        _, _, I, H, P, D = self.layout.shape  # noqa: E741
+        self.threads = stages.crew.threads(slots // D * 4 * H * min(I, P))
+        self.zeros = self.layout.zeros(max(self.layout.h_width, self.layout.x_width))
+        # Gradients of other strides than a kernel writes, and what is to be added to them.
+        self.apart: list[tuple[HostArray, HostArray]] = []
 
-    def add_weight_gradients(
+    def add_stages(
         self,
         wanted: Wanted,
         gradients: LayerGradients,
+        dx: HostArray | None,
+        *,
         x: HostArray,
         h0: HostArray,
         dh_steps: Sequence[HostArray],
     ) -> None:
-        """Add the gradients of the weights that are wanted.
+        """Add the stages that add the gradients that are wanted; `finish` ends it.
 
         Parameters
         ----------
+        dx : array [T,B,I] or None
+            Receives the gradient of the input.
         x : array [T,B,I]
             Input.
         h0 : array [D,B,...]
@@ -83,65 +89,89 @@ class Products:
             Gradient of h after each step, where there is a projection.
         """
         x, h_steps = row_major(x), self.outputs()
-        for d, rows in enumerate(self.rows):
+        packed = []
+        if dx is not None:
+            packing = Packing(self.stages)
+            packed = packing.gate_rows(self.weights.weight_ih, self.layout.shape.I)
+            packing.finish()
+        sums = _Sums(self.layout, self.threads)
+        for d in range(self.layout.shape.D):
             names = [
                 name
                 for name, some in zip(wanted._fields, wanted, strict=True)
                 if some is not None and d in range(*some.indices(self.layout.shape.D))
             ]
-            sums = _Sums(self.layout, self.team, self.threads, rows.total)
-            one = numpy.ones(1, self.layout.dtype)
-            h_bytes, c_bytes = (
-                width * self.layout.itemsize for width in (self.layout.h_width, self.layout.c_width)
-            )
-            if "weight_ih" in names:
-                left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
-                sums.add_by_units("weight_ih", left, self.layout.shape.I, self.dz[d])
-            if "weight_hh" in names:
-                left = self.places(d, BEFORE, h_steps[d], 0, h_bytes, initial=h0[d])
-                sums.add_by_units("weight_hh", left, self.layout.shape.P, self.dz[d])
-            if "bias_ih" in names or "bias_hh" in names:
-                left = self.places(d, BY_ROW, one, 0, 0)
-                sums.add_by_units("bias", left, 1, self.dz[d])
-            if "weight_ho" in names:
-                left = self.places(d, BY_SLOT, self.m[d], 0, c_bytes)
-                sums.add_by_columns("weight_ho", left, self.layout.shape.H, dh_steps[d])
-            sums.run((self, x, h0, h_steps, dh_steps, one))
+            self.ask_for(sums, d, names, x, h_steps, h0, dh_steps)
             for name in names:
-                sums.add_to(name, getattr(gradients, name)[d])
-            sums.finish()
+                sums.add_to(d, name, getattr(gradients, name)[d], self.apart)
+        parts = sums.products()
+        if dx is not None:
+            # Behind the sums, whose parts are fixed: it evens out what they have left uneven.
+            for part, call in zip(parts, self.input_gradient(dx, packed), strict=True):
+                part.append(call)
+        self.stages.add(parts, self, sums, x, h0, h_steps, dh_steps, packed)
+        self.stages.add(sums.additions())
+
+    def finish(self) -> None:
+        """Add what kernels could not write themselves."""
+        for gradient, target in self.apart:
+            gradient += target
+
+    def ask_for(
+        self,
+        sums: "_Sums",
+        d: int,
+        names: Sequence[str],
+        x: HostArray,
+        h_steps: Sequence[HostArray],
+        h0: HostArray,
+        dh_steps: Sequence[HostArray],
+    ) -> None:
+        """Ask for the sums of one direction that some weights need."""
+        layout, slots = self.layout, self.rows[d].total
+        h_bytes, c_bytes = layout.h_width * layout.itemsize, layout.c_width * layout.itemsize
+        if "weight_ih" in names:
+            left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
+            sums.add_by_units((d, "weight_ih"), left, slots, layout.shape.I, self.dz[d])
+        if "weight_hh" in names:
+            left = self.places(d, BEFORE, h_steps[d], 0, h_bytes, initial=h0[d])
+            sums.add_by_units((d, "weight_hh"), left, slots, layout.shape.P, self.dz[d])
+        if "bias_ih" in names or "bias_hh" in names:
+            left = self.places(d, BY_ROW, sums.one, 0, 0)
+            sums.add_by_units((d, "bias"), left, slots, 1, self.dz[d])
+        if "weight_ho" in names:
+            left = self.places(d, BY_SLOT, self.m[d], 0, c_bytes)
+            sums.add_by_columns((d, "weight_ho"), left, slots, layout.shape.H, dh_steps[d])
 
     def outputs(self) -> Sequence[HostArray]:
-        """Return h after each step [slots,P]."""
+        """Return h after each step [slots,P], there when the stages have run."""
         layout, (_, _, _, H, P, _) = self.layout, self.layout.shape
         if self.weights.weight_ho is None:
             return self.m
-        packed = Packing(layout, self.team)
-        weight_ho = packed.columns(self.weights.weight_ho, H, P)
-        packed.finish()
+        packing = Packing(self.stages)
+        weight_ho = packing.columns(self.weights.weight_ho, H, P)
+        packing.finish()
         outputs = [layout.empty(rows.total, layout.h_width) for rows in self.rows]
         scratch, project = Scratch(layout), kernel(project_steps, layout.lanes)
+        parts: list[list[Call]] = [[] for _ in range(self.threads)]
         for d, rows in enumerate(self.rows):
-            job = ProjectionJob(
-                first=0,
-                last=0,
-                terms=H,
-                columns=P,
-                m=address(self.m[d]),
-                m_bytes=layout.c_width * layout.itemsize,
-                out=address(outputs[d]),
-                out_bytes=layout.h_width * layout.itemsize,
-                weight_ho=address(weight_ho[d]),
-                zeros=address(self.zeros),
-                tables=0,
-                chunk=SLOTS_AT_ONCE,
-            )
-            parts: list[list[Call]] = []
-            for first, last in equal(rows.total, self.threads):
-                tables = scratch.table(3 * SLOTS_AT_ONCE)
-                part = job._replace(first=first, last=last, tables=tables)
-                parts.append([(project, layout.lanes, part)])
-            self.team.run(parts, (self, weight_ho, outputs, scratch))
+            for part, (first, last) in zip(parts, equal(rows.total, self.threads), strict=True):
+                job = ProjectionJob(
+                    first=first,
+                    last=last,
+                    terms=H,
+                    columns=P,
+                    m=address(self.m[d]),
+                    m_bytes=layout.c_width * layout.itemsize,
+                    out=address(outputs[d]),
+                    out_bytes=layout.h_width * layout.itemsize,
+                    weight_ho=address(weight_ho[d]),
+                    zeros=address(self.zeros),
+                    tables=scratch.table(3 * SLOTS_AT_ONCE),
+                    chunk=SLOTS_AT_ONCE,
+                )
+                part.append((project, layout.lanes, job))
+        self.stages.add(parts, self, weight_ho, outputs, scratch)
         return outputs
 
     def places(
@@ -169,65 +199,71 @@ class Products:
             batch=len(rows.order),
         )
 
-    def add_input_gradient(self, dx: HostArray) -> None:
-        """Add the gradient of the input to dx [T,B,I], of any strides."""
-        layout, I = self.layout, self.layout.shape.I  # noqa: E741
-        packed = Packing(layout, self.team)
-        weight_ih = packed.gate_rows(self.weights.weight_ih, I)
-        packed.finish()
-        target = dx if has_rows(dx) else numpy.zeros(dx.shape, dx.dtype)
-        add = kernel(add_input_gradient, layout.lanes)
-        # Both directions add to the same numbers: one after the other.
-        for d, rows in enumerate(self.rows):
-            targets = self.places(d, BY_ROW, target, target.strides[0], target.strides[1])
-            scratch, parts = Scratch(layout), []
-            for first, last in equal(rows.total, self.threads):
-                job = InputGradientJob(
-                    first=first,
-                    last=last,
-                    gates=address(self.dz[d]),
-                    gate_bytes=layout.gate_width * layout.itemsize,
-                    terms=layout.gate_width,
-                    columns=I,
-                    weight_ih=address(weight_ih[d]),
-                    zeros=address(self.zeros),
-                    tables=scratch.table(4 * SLOTS_AT_ONCE),
-                    scratch=scratch.numbers(SLOTS_AT_ONCE, layout.x_width),
-                    chunk=SLOTS_AT_ONCE,
-                )
-                parts.append([(add, layout.lanes, job, targets)])
-            self.team.run(parts, (self, weight_ih, target, scratch))
-        if target is not dx:
-            numpy.add(dx, target, out=dx)
+    def input_gradient(self, dx: HostArray, weight_ih: Sequence[HostArray]) -> list[Call]:
+        """Return the call of each thread that adds the gradient of the input to dx [T,B,I]."""
+        layout = self.layout
+        target = dx
+        if not has_rows(dx):
+            target = numpy.zeros(dx.shape, dx.dtype)
+            self.apart.append((dx, target))
+        # Both directions have the same rows at a time, and so the same slots.
+        targets = self.places(0, BY_ROW, target, target.strides[0], target.strides[1])
+        scratch, add = Scratch(layout), kernel(add_input_gradient, layout.lanes)
+        counter = numpy.zeros(1, "int64")
+        self.stages.keep(scratch, counter)
+        calls = []
+        for _ in range(self.threads):
+            job = InputGradientJob(
+                counter=address(counter),
+                chunk=SLOTS_AT_ONCE,
+                slots=self.rows[0].total,
+                gates=address(self.dz[0]),
+                gates_reverse=address(self.dz[1]) if len(self.dz) == 2 else 0,
+                gate_bytes=layout.gate_width * layout.itemsize,
+                weight_ih=address(weight_ih[0]),
+                weight_ih_reverse=address(weight_ih[1]) if len(weight_ih) == 2 else 0,
+                terms=layout.gate_width,
+                columns=layout.shape.I,
+                zeros=address(self.zeros),
+                tables=scratch.table(4 * SLOTS_AT_ONCE),
+                scratch=scratch.numbers(SLOTS_AT_ONCE, layout.x_width),
+            )
+            calls.append((add, layout.lanes, job, targets))
+        return calls
 
 
 class _Sums:
-    """Sums over slots of the products of two rows each, all taken in one go."""
+    """Sums over slots of the products of two rows each, for one weight of one direction each."""
 
-    def __init__(self, layout: Layout, team: Crew, threads: int, slots: int) -> None:
-        self.layout, self.team, self.threads, self.slots = layout, team, threads, slots
-        self.results: dict[str, HostArray] = {}
+    def __init__(self, layout: Layout, threads: int) -> None:
+        self.layout, self.threads = layout, threads
+        self.one = numpy.ones(1, layout.dtype)
+        self.results: dict[tuple[int, str], HostArray] = {}
         self.jobs: list[tuple[ProductJob, Places]] = []
         self.calls: list[Call] = []
         self.scratch = Scratch(layout)
-        self.apart: list[tuple[HostArray, HostArray]] = []  # gradients and what is to be added
 
-    def add_by_units(self, name: str, left: Places, features: int, dz: HostArray) -> None:
+    def add_by_units(
+        self, name: tuple[int, str], left: Places, slots: int, features: int, dz: HostArray
+    ) -> None:
         """Ask for the products of some rows with those of dz."""
         layout, group = self.layout, 4 * self.layout.lanes.count
         result = layout.zeros(layout.blocks, features, group)
-        self._add(name, left, features, dz, result, group, features * group)
+        self._add(name, left, slots, features, dz, result, group, features * group)
 
-    def add_by_columns(self, name: str, left: Places, features: int, right: HostArray) -> None:
+    def add_by_columns(
+        self, name: tuple[int, str], left: Places, slots: int, features: int, right: HostArray
+    ) -> None:
         """Ask for the products of some rows with others."""
         result = self.layout.zeros(features, right.shape[1])
         group = 4 * self.layout.lanes.count
-        self._add(name, left, features, right, result, right.shape[1], group)
+        self._add(name, left, slots, features, right, result, right.shape[1], group)
 
     def _add(
         self,
-        name: str,
+        name: tuple[int, str],
         left: Places,
+        slots: int,
         features: int,
         right: HostArray,
         result: HostArray,
@@ -237,7 +273,7 @@ class _Sums:
         size, lanes, width = self.layout.itemsize, self.layout.lanes, right.shape[1]
         self.results[name] = result
         job = ProductJob(
-            slots=self.slots,
+            slots=slots,
             features=features,
             right=address(right),
             right_step=width * size,
@@ -252,8 +288,8 @@ class _Sums:
         )
         self.jobs.append((job, left))
 
-    def run(self, alive: object) -> None:
-        """Take all sums; `alive` is what the rows belong to."""
+    def products(self) -> list[list[Call]]:
+        """Return each thread's part of the sums."""
         lanes = self.layout.lanes
         add = kernel(add_outer_products, lanes)
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
@@ -263,33 +299,32 @@ class _Sums:
                 tables = self.scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
                 part.append((add, lanes, piece, left))
-        self.team.run(parts, (self, alive))
+        return parts
 
-    def add_to(self, name: str, gradient: HostArray) -> None:
-        """Ask for a sum to be added to a gradient of any strides."""
+    def add_to(
+        self, d: int, name: str, gradient: HostArray, apart: list[tuple[HostArray, HostArray]]
+    ) -> None:
+        """Ask for a sum to be added to a gradient; what a kernel cannot add is put `apart`."""
         layout, lanes = self.layout, self.layout.lanes
         if name == "weight_ho":
-            gradient += self.results[name][:, : layout.shape.P]
+            apart.append((gradient, self.results[d, name][:, : layout.shape.P]))
             return
         target = gradient
         if not (gradient.flags.c_contiguous and gradient.flags.aligned):
             target = numpy.zeros(gradient.shape, gradient.dtype)
-            self.apart.append((gradient, target))
+            apart.append((gradient, target))
         H = layout.shape.H
         if name in ("bias_ih", "bias_hh"):
-            unpack = kernel(packing.unpack_bias, lanes)
-            self.calls.append((unpack, lanes, address(self.results["bias"]), H, address(target)))
+            unpack, result = kernel(packing.unpack_bias, lanes), self.results[d, "bias"]
+            self.calls.append((unpack, lanes, address(result), H, address(target)))
             return
-        result = self.results[name]
+        result = self.results[d, name]
         unpack = kernel(packing.unpack_by_units, lanes)
         for first, last in equal(layout.blocks, self.threads):
             block = self.scratch.numbers(lanes.count, lanes.count)
             sizes = (result.shape[1], H, first, last, block)
             self.calls.append((unpack, lanes, address(result), *sizes, address(target)))
 
-    def finish(self) -> None:
-        """Add all sums to the gradients."""
-        size = self.threads
-        self.team.run([self.calls[p::size] for p in range(size)], self)
-        for gradient, target in self.apart:
-            gradient += target
+    def additions(self) -> list[list[Call]]:
+        """Return each thread's part of what `add_to` has asked for."""
+        return [self.calls[part :: self.threads] for part in range(self.threads)]

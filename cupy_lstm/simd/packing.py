@@ -23,11 +23,13 @@ from cupy_lstm.simd.vector import itemsize, lane_count, splat
 
 
 @njit(nogil=True)
-def pack_by_units(lanes: Any, weight: int, terms: int, units: int, packed: int) -> None:
-    """Pack a matrix [4H,K] by units, for products with its transpose."""
+def pack_by_units(
+    lanes: Any, weight: int, terms: int, units: int, first: int, last: int, packed: int
+) -> None:
+    """Pack a matrix [4H,K] by units, its blocks `first` to `last`; a product transposes it."""
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
-    for j in range(-(-units // count)):
+    for j in range(first, last):
         rows = min(count, units - j * count)
         for gate in range(4):
             source = weight + (gate * units + j * count) * terms * size
@@ -105,14 +107,19 @@ def panel_width(block: int, blocks: int) -> int:
 
 
 @njit(nogil=True)
-def pack_gate_rows(lanes: Any, weight: int, units: int, columns: int, packed: int) -> None:
-    """Pack a matrix [4H,N] by columns, its rows in the order of the gates of a row: K = 4JV."""
+def pack_gate_rows(
+    lanes: Any, weight: int, units: int, columns: int, first: int, last: int, packed: int
+) -> None:
+    """Pack a matrix [4H,N] by columns, its rows in the order of the gates of a row: K = 4JV.
+
+    Of its blocks those from `first`, a multiple of four, to `last`, another one or the end.
+    """
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
     groups, blocks = -(-units // count), -(-columns // count)
     terms = groups * 4 * count
-    v = 0
-    while v < blocks:
+    v = first
+    while v < last:
         width = panel_width(v, blocks)
         target = packed + v * terms * vector
         for j in range(groups):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
+from cupy_lstm.simd.barrier import take_next
 from cupy_lstm.simd.matrix import multiply_rows
 from cupy_lstm.simd.memory import load, load_first, read, store_first, write
 from cupy_lstm.simd.rows import active_rows
@@ -51,10 +52,15 @@ class Places(NamedTuple):
 
 
 @njit(nogil=True)
-def find_slot(places: Any, slot: int) -> Any:
-    """Return the time of a slot, the first slot of that time, and how many rows take part."""
-    time, first = places.time, 0
-    active = active_rows(places.lengths, places.batch, time)
+def begin(places: Any) -> Any:
+    """Return the position of slot 0: its time, the first slot of that, and how many rows it has."""
+    return places.time, 0, active_rows(places.lengths, places.batch, places.time)
+
+
+@njit(nogil=True)
+def find_slot(places: Any, slot: int, position: Any) -> Any:
+    """Return the position of a slot, from that of one before."""
+    time, first, active = position
     while slot >= first + active and time + 1 < places.last_time:
         first += active
         time += 1
@@ -69,7 +75,7 @@ def write_places(places: Any, slot: int, count: int, position: Any, table: int) 
     Parameters
     ----------
     position : tuple of int
-        Of `find_slot` for this slot.
+        Of this slot.
 
     Returns
     -------
@@ -147,7 +153,7 @@ def add_outer_products(lanes: Any, job: Any, left: Any) -> None:
     vector = lane * size
     tiles = -(-job.features // most)
     sources, outputs = job.tables, job.tables + 8 * job.chunk
-    position = find_slot(left, 0)
+    position = begin(left)
     for start in range(0, job.slots, job.chunk):
         n = min(job.chunk, job.slots - start)
         position = write_places(left, start, n, position, sources)
@@ -172,37 +178,41 @@ def add_outer_products(lanes: Any, job: Any, left: Any) -> None:
 
 
 class InputGradientJob(NamedTuple):
-    """One thread's part of the gradient of the input.
+    """One thread's part of the gradient of the input: chunks of slots, as many as it can take.
 
     Attributes
     ----------
-    first, last
-        The slots.
-    gates, gate_bytes
-        Gradients of the pre-activations of the first of all slots, and bytes to the next.
+    counter
+        The next chunk that no thread has taken. A core that is slower than another, or was given
+        more before, takes fewer.
+    chunk, slots
+        Slots of a chunk, and of all.
+    gates, gates_reverse, gate_bytes
+        Gradients of the pre-activations of the first slot, in both directions or 0 for the
+        second, and bytes to the next slot.
+    weight_ih, weight_ih_reverse
+        Packed by columns.
     terms, columns
         Numbers in the gates of a row, and I.
-    weight_ih
-        Packed by columns.
     zeros
         A row of zeros.
     tables, scratch
         Scratch for four tables of `chunk` slots, and for as many rows.
-    chunk
-        Slots to take at once.
     """
 
-    first: int
-    last: int
+    counter: int
+    chunk: int
+    slots: int
     gates: int
+    gates_reverse: int
     gate_bytes: int
+    weight_ih: int
+    weight_ih_reverse: int
     terms: int
     columns: int
-    weight_ih: int
     zeros: int
     tables: int
     scratch: int
-    chunk: int
 
 
 @njit(nogil=True)
@@ -216,15 +226,26 @@ def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
     for row in range(job.chunk):
         write(zeros + 8 * row, job.zeros)
         write(products + 8 * row, job.scratch + row * row_bytes)
-    position = find_slot(targets, job.first)
-    for first in range(job.first, job.last, job.chunk):
-        n = min(job.chunk, job.last - first)
+    position = begin(targets)
+    while True:
+        first = take_next(job.counter) * job.chunk
+        if first >= job.slots:
+            break
+        n = min(job.chunk, job.slots - first)
+        position = find_slot(targets, first, position)
         position = write_places(targets, first, n, position, places)
         for row in range(n):
             write(gates + 8 * row, job.gates + (first + row) * job.gate_bytes)
         multiply_rows(
             lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih, zeros, products
         )
+        if job.gates_reverse != 0:
+            for row in range(n):
+                write(gates + 8 * row, job.gates_reverse + (first + row) * job.gate_bytes)
+            multiply_rows(
+                lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih_reverse,
+                products, products,
+            )  # fmt: skip
         for row in range(n):
             target = read(places + 8 * row)
             for v in range(blocks):

@@ -13,6 +13,10 @@ from cupy_lstm.simd.rows import Rows
 SMALL_BATCH = 4
 """Rows of a thread up to which threads share the rows and divide the units instead."""
 
+LARGE_WEIGHTS = 2**20
+"""Bytes of a direction's recurrent weights from which they do so whatever the batch: a core's
+cache, 1 or 2 MB on most, holds half of them where it would not hold all."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -35,25 +39,34 @@ class Share:
 def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -> list[list[Share]]:
     """Divide a sweep among threads; return the shares of each.
 
-    Rows are independent, so each thread takes some through all steps. Where there are few, each
-    would read all weights at every step for little work; then threads take some units of all rows
-    each, in groups of four blocks, and meet after every step; but a projection needs all units.
+    Rows are independent, so each thread takes some through all steps. Where there are few, or the
+    weights are large, each would read all weights at every step for little work; then threads
+    take some units of all rows each, in groups of four blocks, and meet after every step; but a
+    projection needs all units.
     """
     B, D, blocks = layout.shape.B, layout.shape.D, layout.blocks
     team = min(threads // D, blocks // 4)
     rows_of_a_thread = B * D / threads
-    if team > 1 and rows_of_a_thread <= SMALL_BATCH and not projected:
-        bounds = [4 * (blocks // 4 * p // team) for p in range(team)] + [blocks]
+    weights = 4 * layout.c_width * layout.h_width * layout.itemsize
+    divided = rows_of_a_thread <= SMALL_BATCH or weights >= LARGE_WEIGHTS
+    if team > 1 and divided and not projected:
         return [
             [Share(d, 0, B, first, last, team)]
             for d in range(D)
-            for first, last in pairwise(bounds)
+            for first, last in block_ranges(blocks, team)
         ]
     parts = []
     for first, last in pairwise(even(numpy.concatenate([some.steps for some in rows]), threads)):
         limits = [(d, max(first - d * B, 0), min(last - d * B, B)) for d in range(D)]
         parts.append([Share(d, a, b, 0, blocks, 1) for d, a, b in limits if a < b])
     return parts
+
+
+def block_ranges(blocks: int, threads: int) -> list[tuple[int, int]]:
+    """Return the first and last block for each thread, in groups of four; no range is empty."""
+    threads = max(1, min(threads, blocks // 4))
+    bounds = [4 * (blocks // 4 * p // threads) for p in range(threads)] + [blocks]
+    return list(pairwise(bounds))
 
 
 def even(weights: HostArray, threads: int) -> list[int]:

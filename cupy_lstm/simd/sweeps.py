@@ -5,14 +5,14 @@ from dataclasses import dataclass
 import numpy
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import LayerWeights, Shape, States, layer_shape
+from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.simd.backward import BackwardJob, backward_sweep
 from cupy_lstm.simd.compiled import Kernel, kernel
 from cupy_lstm.simd.forward import ForwardJob, forward_sweep
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
 from cupy_lstm.simd.rows import Rows, rows_of
 from cupy_lstm.simd.sharing import Share, split
-from cupy_lstm.simd.threads import Crew
+from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.weights import Packed, Packing
 from cupy_lstm.steps import Directions
 
@@ -59,19 +59,18 @@ class ForwardSweep:
 
     def __init__(
         self,
+        layout: Layout,
         x: HostArray,
         packed: Packed,
-        shape: Shape,
         states: States,
         lengths: HostArray | None,
         reverse: Directions,
         steps: range,
         keep: bool,
     ) -> None:
-        T, B, _, H, P, D = shape
-        self.shape, self.packed, self.x = shape, packed, x
+        T, B, _, H, P, D = layout.shape
+        self.layout, self.packed, self.x = layout, packed, x
         self.reverse, self.steps, self.keep = reverse, steps, keep
-        self.layout = layout = Layout(shape, x.dtype)
         self.rows = [rows_of(lengths, T, B, steps, backwards) for backwards in reverse]
         # A row keeps its state in the buffer of even steps until it takes part in one.
         self.h = layout.zeros(D, 2, B, layout.h_width)
@@ -86,31 +85,24 @@ class ForwardSweep:
             self.gates = [layout.empty(rows.total, layout.gate_width) for rows in self.rows]
             self.cell_steps = [layout.empty(rows.total, layout.c_width) for rows in self.rows]
 
-    def sweep(self, team: Crew, y: HostArray, cells: HostArray | None, chunk: int) -> None:
-        """Run all steps, and write y and cells."""
+    def sweep(self, stages: Stages, y: HostArray, cells: HostArray | None, chunk: int) -> None:
+        """Run all steps after the stages there are, and write y and cells."""
         x, layout, scratch = row_major(self.x), self.layout, Scratch(self.layout)
         outputs = y if has_rows(y) else numpy.empty(y.shape, y.dtype)
         kept = cells if cells is None or has_rows(cells) else numpy.empty(cells.shape, cells.dtype)
         m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
-        barriers = numpy.zeros((self.shape.D, 8), "int64")
+        barriers = numpy.zeros((self.layout.shape.D, 8), "int64")
         sweep = kernel(forward_sweep, layout.lanes)
-        _, _, I, H, P, _ = self.shape  # noqa: E741
+        _, _, I, H, P, _ = self.layout.shape  # noqa: E741
         work = sum(rows.total for rows in self.rows) * 4 * H * (I + P)
-        shares = split(layout, self.rows, team.threads(work), m is not None)
-        team.run(
-            [
-                [
-                    (
-                        sweep,
-                        layout.lanes,
-                        self.job(share, x, outputs, kept, m, chunk, scratch, barriers),
-                    )
-                    for share in part
-                ]
-                for part in shares
-            ],
-            (self, x, outputs, kept, m, scratch, barriers),
-        )
+        parts = []
+        for shares in split(layout, self.rows, stages.crew.threads(work), m is not None):
+            jobs = [
+                self.job(share, x, outputs, kept, m, chunk, scratch, barriers) for share in shares
+            ]
+            parts.append([(sweep, layout.lanes, job) for job in jobs])
+        stages.add(parts, self, x, outputs, kept, m, scratch, barriers)
+        stages.run()
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
                 for d, rows in enumerate(self.rows):
@@ -120,10 +112,10 @@ class ForwardSweep:
     def alone(self, x: HostArray, y: HostArray, chunk: int) -> tuple[Kernel, ForwardJob, Scratch]:
         """Return the kernel, its job for the whole of one direction, and the memory it uses."""
         layout, scratch = self.layout, Scratch(self.layout)
-        share = Share(0, 0, self.shape.B, 0, layout.blocks, 1)
+        share = Share(0, 0, self.layout.shape.B, 0, layout.blocks, 1)
         job = self.job(share, x, y, None, None, chunk, scratch, numpy.zeros((1, 8), "int64"))
         if self.packed.weight_ho:
-            job = job._replace(m=scratch.numbers(self.shape.B, layout.c_width))
+            job = job._replace(m=scratch.numbers(self.layout.shape.B, layout.c_width))
         return kernel(forward_sweep, layout.lanes), job, scratch
 
     def job(
@@ -138,7 +130,7 @@ class ForwardSweep:
         barriers: HostArray,
     ) -> ForwardJob:
         """Return what a thread does of one direction."""
-        d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.shape  # noqa: E741
+        d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.layout.shape  # noqa: E741
         rows, lanes = self.rows[d], self.layout.lanes
         slots = chunk * (share.last_row - share.first_row)
         gate_width = self.layout.gate_width
@@ -183,7 +175,7 @@ class ForwardSweep:
 
     def final_states(self) -> States:
         """Return h and c after the last step."""
-        _, B, _, H, P, D = self.shape
+        _, B, _, H, P, D = self.layout.shape
         h = numpy.empty((D, B, P), self.x.dtype)
         c = numpy.empty((D, B, H), self.x.dtype)
         for d, rows in enumerate(self.rows):
@@ -237,10 +229,10 @@ class BackwardSweep:
         if tape.weights.weight_ho is not None:
             self.dh_steps = [layout.empty(rows.total, layout.h_width) for rows in tape.rows]
 
-    def sweep(self, team: Crew, dy: HostArray | None, dcells: HostArray | None) -> None:
-        """Go back through all steps."""
+    def add_to(self, stages: Stages, dy: HostArray | None, dcells: HostArray | None) -> None:
+        """Add the stages that go back through all steps."""
         layout, weights, (_, _, _, H, P, D) = self.layout, self.tape.weights, self.shape
-        packing = Packing(layout, team)
+        packing = Packing(stages)
         weight_hh = packing.gate_rows(weights.weight_hh, P)
         weight_ho = packing.transposed(weights.weight_ho, H, P)
         packing.finish()
@@ -252,7 +244,7 @@ class BackwardSweep:
         sweep = kernel(backward_sweep, layout.lanes)
         parts = []
         work = sum(rows.total for rows in self.tape.rows) * 4 * H * P
-        for shares in split(layout, self.tape.rows, team.threads(work), bool(weight_ho)):
+        for shares in split(layout, self.tape.rows, stages.crew.threads(work), bool(weight_ho)):
             part = []
             for share in shares:
                 d = share.direction
@@ -266,7 +258,7 @@ class BackwardSweep:
                 )
                 part.append((sweep, layout.lanes, job))
             parts.append(part)
-        team.run(parts, (self, weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers))
+        stages.add(parts, self, weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers)
 
     def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
         """Return what a thread does of one direction, but for the memory of the call."""

@@ -8,6 +8,8 @@ and jobs that meet each other all run at once. A forked child makes a crew of it
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import starmap
+from operator import call
 from queue import SimpleQueue
 from threading import Lock, Thread
 from typing import Any
@@ -64,34 +66,37 @@ class Crew:
     def run(self, parts: Sequence[Sequence[Call]], alive: object = None) -> None:
         """Make each thread's calls, ``function(*arguments)`` one after the other.
 
-        Returns when all are done, even if the caller is interrupted: the kernels write to memory
-        that is the caller's to free, and may wait for each other. `alive` is what this memory
-        belongs to, kept until then even if a flood of interrupts ends the wait.
+        The caller is one of the threads. Returns when all are done, even if it is interrupted:
+        the kernels write to memory that is the caller's to free, and may wait for each other.
+        `alive` is what this memory belongs to, kept until then even if a flood of interrupts ends
+        the wait.
         """
         parts = [part for part in parts if part]
-        if len(parts) < 2:
-            _make(parts[0] if parts else ())
+        if not parts:
             return
-        work = _Work(parts, alive)
+        work = _Work(parts[1:], alive)
+        own: list[None] = []
+        problem: BaseException | None = None
         interrupted: BaseException | None = None
-        while not work.finished:
+        while problem is None and len(own) < len(parts[0]) or not work.finished:
             # An interrupt can come anywhere; what is given twice is done once.
             try:
                 if not work.given:
                     for worker, piece in zip(_workers, work.pieces, strict=False):
                         worker.pieces.put(piece)
                     work.given = True
-                work.done.acquire()
+                if problem is None:
+                    # Python sees nothing from the first call to the last: an interrupt waits.
+                    own.extend(starmap(call, parts[0][len(own) :]))
+                if not work.finished:
+                    work.done.acquire()
             except KeyboardInterrupt as error:
                 interrupted = error
-        problem = work.error or interrupted
+            except BaseException as error:
+                problem = error
+        problem = problem or work.error or interrupted
         if problem is not None:
             raise problem
-
-
-def _make(calls: Sequence[Call]) -> None:
-    for function, *arguments in calls:
-        function(*arguments)
 
 
 class _Work:
@@ -99,7 +104,7 @@ class _Work:
 
     def __init__(self, parts: Sequence[Sequence[Call]], alive: object) -> None:
         self.alive = alive
-        self.given = self.finished = False
+        self.given = self.finished = not parts
         self.error: BaseException | None = None
         self.done = Lock()
         self.done.acquire()
@@ -127,7 +132,8 @@ class _Piece:
         if not self._taken.acquire(blocking=False):
             return
         try:
-            _make(self._part)
+            for function, *arguments in self._part:
+                function(*arguments)
         except BaseException as error:
             self._work.error = error
         self._work.count()
@@ -167,10 +173,10 @@ def crew() -> Iterator[Crew]:
     try:
         taken = size > 1 and lock.acquire(blocking=False)
         try:
-            while taken and len(_workers) < size:
+            while taken and len(_workers) < size - 1:
                 _workers.append(_Worker(len(_workers)))
         except RuntimeError:  # no more threads, or none any more as the interpreter ends
-            size = max(1, len(_workers))
+            size = 1 + len(_workers)
         yield Crew(size if taken else 1)
     finally:
         if taken:

@@ -7,8 +7,10 @@ from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.layout import Layout, address, contiguous
-from cupy_lstm.simd.threads import Crew
+from cupy_lstm.simd.layout import address, contiguous
+from cupy_lstm.simd.sharing import block_ranges
+from cupy_lstm.simd.stages import Stages
+from cupy_lstm.simd.threads import Call
 
 PACKING_WORK = 20
 """Multiply-adds that take as long as packing a number."""
@@ -34,16 +36,15 @@ class Packed:
 
 
 class Packing:
-    """Packs weights, the pieces divided among threads."""
+    """A stage that packs weights, large ones divided among threads."""
 
-    def __init__(self, layout: Layout, crew: Crew) -> None:
-        self._layout, self._crew = layout, crew
-        self._calls: list[tuple[Any, ...]] = []
+    def __init__(self, stages: Stages) -> None:
+        self._layout, self._stages = stages.layout, stages
+        self._parts: list[list[Call]] = [[] for _ in range(stages.crew.size)]
         self._arrays: list[HostArray | None] = []  # alive until they are packed
-        self._numbers = 0
 
     def forward(self, weights: LayerWeights) -> Packed:
-        """Pack all weights for products with inputs and outputs."""
+        """Ask for all weights for products with inputs and outputs."""
         layout = self._layout
         _, _, I, H, P, D = layout.shape  # noqa: E741
         packed = Packed(weights, [], [], [], [])
@@ -53,25 +54,26 @@ class Packing:
                 (packed.weight_hh, weights.weight_hh, P),
             ):
                 target.append(layout.empty(terms, layout.gate_width))
-                self._add(packing.pack_by_units, [weight[d]], terms, H, into=target[d])
+                self._divide(packing.pack_by_units, weight[d], terms, H, target[d], layout.blocks)
             biases = [None if b is None else b[d] for b in (weights.bias_ih, weights.bias_hh)]
             packed.bias.append(layout.empty(layout.gate_width))
             self._add(packing.pack_bias, biases, H, into=packed.bias[d])
         packed.weight_ho = self.columns(weights.weight_ho, H, P)
-        self.finish()
         return packed
 
     def gate_rows(self, weight: HostArray, columns: int) -> list[HostArray]:
-        """Pack [D,4H,N] for products of gates with it."""
-        layout = self._layout
-        targets = []
+        """Ask for [D,4H,N] for products of gates with it."""
+        layout, width = self._layout, self._layout.in_vectors(columns)
+        blocks, targets = width // layout.lanes.count, []
         for piece in weight:
-            targets.append(layout.empty(layout.gate_width, layout.in_vectors(columns)))
-            self._add(packing.pack_gate_rows, [piece], layout.shape.H, columns, into=targets[-1])
+            targets.append(layout.empty(layout.gate_width, width))
+            self._divide(
+                packing.pack_gate_rows, piece, layout.shape.H, columns, targets[-1], blocks
+            )
         return targets
 
     def columns(self, weight: HostArray | None, terms: int, columns: int) -> list[HostArray]:
-        """Pack [D,K,N] for products with it; [] where there is none."""
+        """Ask for [D,K,N] for products with it; [] where there is none."""
         targets = []
         for piece in () if weight is None else weight:
             targets.append(self._layout.empty(terms, self._layout.in_vectors(columns)))
@@ -79,7 +81,7 @@ class Packing:
         return targets
 
     def transposed(self, weight: HostArray | None, columns: int, terms: int) -> list[HostArray]:
-        """Pack [D,N,K] for products with its transpose; [] where there is none."""
+        """Ask for [D,N,K] for products with its transpose; [] where there is none."""
         targets = []
         for piece in () if weight is None else weight:
             targets.append(self._layout.empty(terms, self._layout.in_vectors(columns)))
@@ -87,17 +89,28 @@ class Packing:
         return targets
 
     def finish(self) -> None:
-        """Pack everything that was asked for."""
-        size = self._crew.threads(PACKING_WORK * self._numbers)
-        self._crew.run([self._calls[p::size] for p in range(size)], self._arrays)
-        self._calls, self._arrays, self._numbers = [], [], 0
+        """Make what was asked for a stage."""
+        self._stages.add(self._parts, *self._arrays)
+
+    def _divide(
+        self, function: Any, weight: HostArray, rows: int, columns: int, into: HostArray, blocks: int
+    ) -> None:
+        """Divide a matrix as the threads will use it where they divide the units."""
+        weight = contiguous(weight)
+        threads = self._stages.crew.threads(PACKING_WORK * into.size)
+        for part, (first, last) in enumerate(block_ranges(blocks, threads)):
+            self._add(function, [weight], rows, columns, first, last, into=into, part=part)
 
     def _add(
-        self, function: Any, pieces: list[HostArray | None], *sizes: int, into: HostArray
+        self,
+        function: Any,
+        pieces: list[HostArray | None],
+        *sizes: int,
+        into: HostArray,
+        part: int = 0,
     ) -> None:
         sources = [None if piece is None else contiguous(piece) for piece in pieces]
         self._arrays += [*sources, into]
-        self._numbers += into.size
-        lanes = self._layout.lanes
-        places = [address(source) for source in sources]
-        self._calls.append((kernel(function, lanes), lanes, *places, *sizes, address(into)))
+        places, lanes = [address(source) for source in sources], self._layout.lanes
+        call = kernel(function, lanes), lanes, *places, *sizes, address(into)
+        self._parts[part].append(call)
