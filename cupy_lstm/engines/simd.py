@@ -80,9 +80,7 @@ def backward(
             stages = Stages(run.layout, team)
             run.add_to(stages, dy, dcells)
             products = Products(stages, tape.weights, tape.rows, tape.gates, tape.c)
-            products.add_stages(
-                wanted, gradients, dx, x=tape.x, h0=tape.h0, dh_steps=run.dh_steps
-            )
+            products.add_stages(wanted, gradients, dx, x=tape.x, h0=tape.h0, dh_steps=run.dh_steps)
             stages.run()
             products.finish()
     return run.initial_states()

@@ -78,7 +78,7 @@ class Crew:
         own: list[None] = []
         problem: BaseException | None = None
         interrupted: BaseException | None = None
-        while problem is None and len(own) < len(parts[0]) or not work.finished:
+        while (problem is None and len(own) < len(parts[0])) or not work.finished:
             # An interrupt can come anywhere; what is given twice is done once.
             try:
                 if not work.given:

@@ -93,7 +93,13 @@ class Packing:
         self._stages.add(self._parts, *self._arrays)
 
     def _divide(
-        self, function: Any, weight: HostArray, rows: int, columns: int, into: HostArray, blocks: int
+        self,
+        function: Any,
+        weight: HostArray,
+        rows: int,
+        columns: int,
+        into: HostArray,
+        blocks: int,
     ) -> None:
         """Divide a matrix as the threads will use it where they divide the units."""
         weight = contiguous(weight)
