@@ -210,7 +210,7 @@ def test_peak_does_not_depend_on_the_number_of_chunks(name, sizes, lengths, trac
         planned = (plan_sweep(shape, 4, "numpy", training, name) for shape in (few, many))
         grown = [plan.workspace_bytes for plan in planned]
         # An int above 256 is an object of its own, and so on.
-        assert after - before <= grown[1] - grown[0] + 512
+        assert after - before <= grown[1] - grown[0] + 1024
 
 
 @pytest.mark.parametrize("lengths", [False, True], ids=["full", "lengths"])

@@ -18,6 +18,7 @@ from cupy_lstm.simd.products import (
     BEFORE,
     BY_ROW,
     BY_SLOT,
+    PANEL,
     InputGradientJob,
     Places,
     ProductJob,
@@ -105,12 +106,15 @@ class Products:
             for name in names:
                 sums.add_to(d, name, getattr(gradients, name)[d], self.apart)
         parts = sums.products()
+        self.stages.keep(self, sums, x, h0, h_steps, dh_steps, packed)
         if dx is not None:
-            # Behind the sums, whose parts are fixed: it evens out what they have left uneven.
-            for part, call in zip(parts, self.input_gradient(dx, packed), strict=True):
-                part.append(call)
-        self.stages.add(parts, self, sums, x, h0, h_steps, dh_steps, packed)
-        self.stages.add(sums.additions())
+            for calls in self.input_gradient(dx, packed):
+                # Behind the sums, whose parts are fixed: it evens out what they left uneven.
+                for part, call in zip(parts, calls, strict=True):
+                    part.append(call)
+                self.stages.add(parts)
+                parts = [[] for _ in parts]
+        self.stages.add([part + more for part, more in zip(parts, sums.additions(), strict=True)])
 
     def finish(self) -> None:
         """Add what kernels could not write themselves."""
@@ -199,37 +203,49 @@ class Products:
             batch=len(rows.order),
         )
 
-    def input_gradient(self, dx: HostArray, weight_ih: Sequence[HostArray]) -> list[Call]:
-        """Return the call of each thread that adds the gradient of the input to dx [T,B,I]."""
+    def input_gradient(self, dx: HostArray, weight_ih: Sequence[HostArray]) -> list[list[Call]]:
+        """Return the calls that add the gradient of the input to dx [T,B,I], one a thread.
+
+        Where both directions are at the same times they have the same slots, and add together; if
+        not, they add one after the other, for they may add to the same numbers.
+        """
         layout = self.layout
         target = dx
         if not has_rows(dx):
             target = numpy.zeros(dx.shape, dx.dtype)
             self.apart.append((dx, target))
-        # Both directions have the same rows at a time, and so the same slots.
-        targets = self.places(0, BY_ROW, target, target.strides[0], target.strides[1])
+        ranges = {(min(some.times), max(some.times)) for some in self.rows}
+        directions = list(range(layout.shape.D))
+        groups = [directions] if len(ranges) == 1 else [[d] for d in directions]
         scratch, add = Scratch(layout), kernel(add_input_gradient, layout.lanes)
-        counter = numpy.zeros(1, "int64")
-        self.stages.keep(scratch, counter)
-        calls = []
-        for _ in range(self.threads):
+        counters = numpy.zeros(len(groups), "int64")
+        self.stages.keep(scratch, counters)
+        found: list[list[Call]] = []
+        for number, group in enumerate(groups):
+            d, last = group[0], group[-1]
+            targets = self.places(d, BY_ROW, target, target.strides[0], target.strides[1])
             job = InputGradientJob(
-                counter=address(counter),
+                counter=address(counters) + number * counters.itemsize,
                 chunk=SLOTS_AT_ONCE,
-                slots=self.rows[0].total,
-                gates=address(self.dz[0]),
-                gates_reverse=address(self.dz[1]) if len(self.dz) == 2 else 0,
+                slots=self.rows[d].total,
+                gates=address(self.dz[d]),
+                gates_beside=address(self.dz[last]) if last > d else 0,
                 gate_bytes=layout.gate_width * layout.itemsize,
-                weight_ih=address(weight_ih[0]),
-                weight_ih_reverse=address(weight_ih[1]) if len(weight_ih) == 2 else 0,
+                weight_ih=address(weight_ih[d]),
+                weight_ih_beside=address(weight_ih[last]) if last > d else 0,
                 terms=layout.gate_width,
                 columns=layout.shape.I,
                 zeros=address(self.zeros),
-                tables=scratch.table(4 * SLOTS_AT_ONCE),
-                scratch=scratch.numbers(SLOTS_AT_ONCE, layout.x_width),
+                tables=0,
+                scratch=0,
             )
-            calls.append((add, layout.lanes, job, targets))
-        return calls
+            found.append([])
+            for _ in range(self.threads):
+                tables = scratch.table(4 * SLOTS_AT_ONCE)
+                products = scratch.numbers(SLOTS_AT_ONCE, PANEL * layout.lanes.count)
+                own = job._replace(tables=tables, scratch=products)
+                found[-1].append((add, layout.lanes, own, targets))
+        return found
 
 
 class _Sums:

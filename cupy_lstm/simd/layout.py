@@ -65,11 +65,18 @@ class Scratch:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._arrays: list[HostArray] = []
+        self._shared: dict[object, int] = {}
 
     def table(self, entries: int) -> int:
         """Return the address of some 64-bit integers."""
         self._arrays.append(numpy.empty(entries, "int64"))
         return address(self._arrays[-1])
+
+    def shared(self, key: object, *sizes: int) -> int:
+        """Return the address of some numbers, the same for the same key."""
+        if key not in self._shared:
+            self._shared[key] = self.numbers(*sizes)
+        return self._shared[key]
 
     def numbers(self, *sizes: int) -> int:
         """Return the address of some numbers, a cache line's begin."""

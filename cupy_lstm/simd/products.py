@@ -18,6 +18,9 @@ from cupy_lstm.simd.vector import itemsize, lane_count, tile_rows
 BY_ROW, BY_SLOT, BEFORE = 0, 1, 2
 """Kinds of `Places`."""
 
+PANEL = 4
+"""Vectors in a row of the widest panel."""
+
 
 class Places(NamedTuple):
     """Where rows that belong to slots lie.
@@ -187,27 +190,27 @@ class InputGradientJob(NamedTuple):
         more before, takes fewer.
     chunk, slots
         Slots of a chunk, and of all.
-    gates, gates_reverse, gate_bytes
+    gates, gates_beside, gate_bytes
         Gradients of the pre-activations of the first slot, in both directions or 0 for the
         second, and bytes to the next slot.
-    weight_ih, weight_ih_reverse
+    weight_ih, weight_ih_beside
         Packed by columns.
     terms, columns
         Numbers in the gates of a row, and I.
     zeros
         A row of zeros.
     tables, scratch
-        Scratch for four tables of `chunk` slots, and for as many rows.
+        Scratch for four tables of `chunk` slots, and for as many rows of a panel.
     """
 
     counter: int
     chunk: int
     slots: int
     gates: int
-    gates_reverse: int
+    gates_beside: int
     gate_bytes: int
     weight_ih: int
-    weight_ih_reverse: int
+    weight_ih_beside: int
     terms: int
     columns: int
     zeros: int
@@ -219,13 +222,18 @@ class InputGradientJob(NamedTuple):
 def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
     """Compute the gradient of the input of some slots and add it to the Places `targets`."""
     lane, size = lane_count(lanes), itemsize(lanes)
-    blocks = -(-job.columns // lane)
-    row_bytes = blocks * lane * size
-    gates, zeros = job.tables, job.tables + 8 * job.chunk
-    products, places = zeros + 8 * job.chunk, zeros + 16 * job.chunk
+    vector, blocks = lane * size, -(-job.columns // lane)
+    # A product in whole vectors goes straight to its place; the panel with the last few numbers of
+    # a row would write beyond it.
+    split = job.columns // lane
+    if split < blocks and split < blocks // 4 * 4:
+        split = split // 4 * 4
+    gates, places = job.tables, job.tables + 8 * job.chunk
+    products, zeros = places + 8 * job.chunk, places + 16 * job.chunk
     for row in range(job.chunk):
+        # Rows of the scratch hold no more than that panel.
+        write(products + 8 * row, job.scratch + (row * PANEL - split) * vector)
         write(zeros + 8 * row, job.zeros)
-        write(products + 8 * row, job.scratch + row * row_bytes)
     position = begin(targets)
     while True:
         first = take_next(job.counter) * job.chunk
@@ -234,22 +242,24 @@ def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
         n = min(job.chunk, job.slots - first)
         position = find_slot(targets, first, position)
         position = write_places(targets, first, n, position, places)
+        start = zeros
+        for side in range(2):
+            dz, weight = job.gates, job.weight_ih
+            if side == 1:
+                dz, weight = job.gates_beside, job.weight_ih_beside
+            if dz != 0:
+                for row in range(n):
+                    write(gates + 8 * row, dz + (first + row) * job.gate_bytes)
+                multiply_rows(
+                    lanes, n, job.terms, job.columns, 0, split, gates, weight, places, places
+                )
+                multiply_rows(
+                    lanes, n, job.terms, job.columns, split, blocks, gates, weight, start, products
+                )
+                start = products
         for row in range(n):
-            write(gates + 8 * row, job.gates + (first + row) * job.gate_bytes)
-        multiply_rows(
-            lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih, zeros, products
-        )
-        if job.gates_reverse != 0:
-            for row in range(n):
-                write(gates + 8 * row, job.gates_reverse + (first + row) * job.gate_bytes)
-            multiply_rows(
-                lanes, n, job.terms, job.columns, 0, blocks, gates, job.weight_ih_reverse,
-                products, products,
-            )  # fmt: skip
-        for row in range(n):
-            target = read(places + 8 * row)
-            for v in range(blocks):
+            for v in range(split, blocks):
                 there = min(lane, job.columns - v * lane)
-                place = target + v * lane * size
-                term = load(lanes, job.scratch + row * row_bytes + v * lane * size)
+                place = read(places + 8 * row) + v * vector
+                term = load(lanes, read(products + 8 * row) + v * vector)
                 store_first(place, load_first(lanes, place, there) + term, there)

@@ -133,7 +133,10 @@ class ForwardSweep:
         d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.layout.shape  # noqa: E741
         rows, lanes = self.rows[d], self.layout.lanes
         slots = chunk * (share.last_row - share.first_row)
-        gate_width = self.layout.gate_width
+        if self.keep:
+            gates = address(self.gates[d])
+        else:  # threads that share rows write different columns
+            gates = scratch.shared((d, share.first_row), slots, self.layout.gate_width)
         return ForwardJob(
             steps=len(self.steps),
             time=rows.times[0],
@@ -165,7 +168,7 @@ class ForwardSweep:
             h=address(self.h[d]),
             c=address(self.c[d]),
             m=0 if m is None else address(m[d]),
-            gates=address(self.gates[d]) if self.keep else scratch.numbers(slots, gate_width),
+            gates=gates,
             cell_steps=address(self.cell_steps[d]) if self.keep else 0,
             chunk=chunk,
             tables=scratch.table(2 * slots + lanes.rows),
