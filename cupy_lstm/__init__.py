@@ -5,6 +5,7 @@ from cupy_lstm.cell import LSTMCell
 from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.engines import warmup
+from cupy_lstm.explain import explain_plan
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
@@ -14,7 +15,6 @@ from cupy_lstm.modes import engine, no_grad
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 from cupy_lstm.optimizer import SGD, Adam, AdamW
 from cupy_lstm.parameter import ParamAttr, Parameter
-from cupy_lstm.plan import explain_plan
 from cupy_lstm.rnn import RNN, BiRNN
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
 from cupy_lstm.stream import LSTMStream

@@ -30,6 +30,9 @@ BLOCK = 256
 VECTOR_BYTES = 16
 """The widest load of a thread."""
 
+UNASKED_SHARED_BYTES = 48 * 1024
+"""Shared memory that every kernel may have; for more it must ask once on each device."""
+
 _INCLUDE = re.compile(r'#include "(.*)"')
 _DTYPES = {
     "float": "float32",
@@ -139,7 +142,10 @@ def signature(file: str, function: str, template: tuple[str, ...]) -> list[Param
         Template arguments: ``("float", "4")``.
     """
     text = re.sub(r"//.*", "", source(file))
-    found = re.search(rf"template\s*<([^>]*)>\s*__global__\s+void\s+{function}\s*\(([^)]*)\)", text)
+    bounds = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
+    found = re.search(
+        rf"template\s*<([^>]*)>\s*__global__\s+void\s+{bounds}{function}\s*\(([^)]*)\)", text
+    )
     if found is None:
         raise ValueError(f"there is no kernel template {function!r} in {file}")
     names = [declaration.split()[-1] for declaration in found[1].split(",")]
@@ -182,6 +188,7 @@ class Kernel:
         self.expression = f"{function}<{', '.join(template)}>"
         self.parameters = signature(file, function, template)
         self._functions: dict[int, Any] = {}
+        self._shared_bytes: dict[int, int] = {}
 
     def launch(self, items: int, *arguments: Any) -> None:
         """Run on the current device and stream, with one thread for each item.
@@ -199,22 +206,55 @@ class Kernel:
         TypeError, ValueError
             If an argument does not fit its parameter: count, dtype, device, contiguity.
         """
+        device, converted = self._checked(arguments)
+        if items:
+            blocks = min(-(-items // BLOCK), 2**31 - 1)
+            self.function(device)((blocks,), (BLOCK,), converted)
+
+    def launch_blocks(
+        self, grid: tuple[int, int], threads: int, shared_bytes: int, *arguments: Any
+    ) -> None:
+        """Run on the current device and stream with these blocks.
+
+        Parameters
+        ----------
+        grid : tuple of int
+            Blocks along x and y; nothing runs if there are none.
+        threads : int
+            Of a block.
+        shared_bytes : int
+            Dynamic shared memory of a block; as much as the device lets a block ask for.
+        *arguments
+            As for `launch`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As for `launch`.
+        """
+        device, converted = self._checked(arguments)
+        if 0 in grid:
+            return
+        function = self.function(device)
+        if shared_bytes > self._shared_bytes.get(device, UNASKED_SHARED_BYTES):
+            function.max_dynamic_shared_size_bytes = shared_bytes
+            self._shared_bytes[device] = shared_bytes
+        function(grid, (threads,), converted, shared_mem=shared_bytes)
+
+    def _checked(self, arguments: tuple[Any, ...]) -> tuple[int, list[Any]]:
+        """Return the current device, and the arguments as the kernel takes them."""
         if len(arguments) != len(self.parameters):
             raise TypeError(
                 f"{self.expression} takes {len(self.parameters)} arguments, "
                 f"received {len(arguments)}"
             )
-        if items == 0:
-            return
         import cupy
 
-        device = cupy.cuda.device.get_device_id()
-        converted = [
+        device: int = cupy.cuda.device.get_device_id()
+        return device, [
             self._converted(parameter, argument, device)
             for parameter, argument in zip(self.parameters, arguments, strict=True)
         ]
-        blocks = min(-(-items // BLOCK), 2**31 - 1)
-        self.function(device)((blocks,), (BLOCK,), converted)
 
     def function(self, device: int) -> Any:
         """Return the compiled kernel for a device, a ``cupy.RawKernel``."""
@@ -247,14 +287,15 @@ class Kernel:
             return numpy.uintp(0)
         if isinstance(argument, numpy.uintp):
             return argument
-        array = argument.array if isinstance(argument, Rows) else argument
+        strided = isinstance(argument, Rows | Strided)
+        array = argument.array if strided else argument
         if array.dtype != dtype:
             raise TypeError(f"{where} must have dtype {dtype}, received {array.dtype}")
         if array.device.id != device:
             raise ValueError(
                 f"{where} is on device {array.device.id}, but the current device is {device}"
             )
-        if not isinstance(argument, Rows) and not array.flags.c_contiguous:
+        if not strided and not array.flags.c_contiguous:
             raise ValueError(f"{where} must be contiguous, received strides {array.strides}")
         return array
 
@@ -285,6 +326,22 @@ class Rows:
         """Say whether vectors of `width` elements can be loaded anywhere a row begins."""
         aligned: bool = self.array.data.ptr % (width * self.array.itemsize) == 0
         return aligned and self.stride % width == 0
+
+
+class Strided:
+    """An array of any strides, for a kernel that is given them beside it.
+
+    Attributes
+    ----------
+    array : array
+        Passed to the kernel as the pointer to its first element.
+    strides : tuple of int
+        Elements from one index of an axis to the next.
+    """
+
+    def __init__(self, array: Array) -> None:
+        self.array = array
+        self.strides = tuple(stride // array.itemsize for stride in array.strides)
 
 
 def vector_width(features: int, *rows: Rows | None) -> int:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cupy_lstm.backend import Array, require_current_device, sum_dtype
+from cupy_lstm.backend import Array, require_current_device
 from cupy_lstm.checks import (
     checked_boolean,
     checked_direction,
@@ -17,11 +17,12 @@ from cupy_lstm.checks import (
     checked_word,
     seeded_generator,
 )
+from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
+from cupy_lstm.explain import explain_plan
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.parameter import Parameter
-from cupy_lstm.plan import explain_plan
 from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.stream import LSTMStream
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
@@ -367,7 +368,7 @@ class LSTM(RecordedLayer):
         Returns
         -------
         str
-            One line a layer.
+            One line a layer; two more for the engine persistent.
         """
         return explain_plan(
             steps,
@@ -377,8 +378,9 @@ class LSTM(RecordedLayer):
             self.num_layers,
             "forward" if self.num_directions == 1 else "bidirectional",
             proj_size=self.proj_size,
-            itemsize=sum_dtype(self.dtype).itemsize,
+            dtype=self.dtype.name,
             module=self._module,
+            device=facts_for(self._module),
             training=is_recording(),
             forced=forced_engine(),
         )

@@ -7,21 +7,41 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 from dataclasses import dataclass
 from functools import cache
 
-from cupy_lstm.backend import MODULES
-from cupy_lstm.checks import checked_choice, checked_direction, checked_integer, checked_projection
+from cupy_lstm.blocks import Blocks, blocks_for
+from cupy_lstm.checks import checked_choice
+from cupy_lstm.cost import Cost, step_cost
+from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
+from cupy_lstm.workspace import (
+    fixed_bytes,
+    persistent_fixed_bytes,
+    persistent_step_bytes,
+    simd_fixed_bytes,
+    simd_output_bytes,
+    simd_step_bytes,
+    single_fixed_bytes,
+    single_step_bytes,
+    step_bytes,
+)
 
 ENGINES = {
     "stepwise": "a loop over the steps, one GEMM and the gates each; runs everywhere",
     "simd": "one compiled sweep over all steps, in the vectors of the CPU",
+    "persistent": "one launch for all steps, the recurrent weights stay on the chip",
+    "single": "one launch for each step, for inference",
 }
 """The engines by name, each a module of `cupy_lstm.engines`."""
 
+SERVES = {
+    "stepwise": ("numpy", "cupy"),
+    "simd": ("numpy",),
+    "persistent": ("cupy",),
+    "single": ("cupy",),
+}
+"""The array modules of each engine."""
+
 WORKSPACE_LIMIT = 256 * 2**20
 """Bytes a sweep may use beside inputs, outputs, tape and gradients, however long it is."""
-
-PRODUCT_BYTES = 32 * 2**20
-"""The most scratch for a weight gradient before it is added; a wider one is added in parts."""
 
 CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 """Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
@@ -29,8 +49,21 @@ CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 SIMD_CHUNK_BYTES = 256 * 2**10
 """The same for the engine simd, whose weights should stay in the nearest large cache, too."""
 
-SIMD_BYTES = 64
-"""The widest vector there is; the engine simd rounds sizes up to whole vectors."""
+LAUNCH_STEPS = 16384
+"""Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs
+for seconds."""
+
+FEW_STEPS = 8
+"""The longest sequence that the engine single takes: each step reads all weights, and is a launch
+from Python. One step is its own even where the engine persistent could serve."""
+
+STEP_PRODUCTS = 2**29
+"""Multiplications of a step up to which the engine single is chosen; beyond it the products of
+cuBLAS are worth their launches. A choice, not a measurement: 18 us at 60 TFLOP/s."""
+
+NO_TAPE = "it keeps nothing for a backward pass: call inside `with cupy_lstm.no_grad():`"
+
+NO_DEVICE = "no device is given whose limits it could keep"
 
 
 @dataclass(frozen=True)
@@ -47,12 +80,47 @@ class Plan:
         What a chunk needs beside inputs, outputs, tape and gradients.
     reason : str
         Why this engine.
+    shape, dtype, training : Shape, str, bool
+        What it is for.
+    device : DeviceFacts or None
+        The GPU it is for; None for a CPU, or where it is not known.
+    blocks : Blocks or None
+        What the engine persistent launches.
     """
 
     engine: str
     steps_per_chunk: int
     workspace_bytes: int
     reason: str
+    shape: Shape
+    dtype: str
+    training: bool
+    device: DeviceFacts | None = None
+    blocks: Blocks | None = None
+
+    @property
+    def tier(self) -> str | None:
+        """Where the recurrent weights stay: ``"block"``, on one multiprocessor; None: nowhere."""
+        return None if self.blocks is None else "block"
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks the sequence has."""
+        return -(-self.shape.T // self.steps_per_chunk)
+
+    def cost(self, backward: bool = False) -> Cost:
+        """Return what a step of a pass costs."""
+        return step_cost(
+            self.shape, self.dtype, self.device, self.engine, self.blocks, self.training, backward
+        )
+
+
+REASONS = {
+    "simd": "the fastest on a CPU",
+    "persistent": "the recurrent weights fit on one multiprocessor",
+    "single": "one step is one launch",
+}
+"""Why an engine is chosen that can serve."""
 
 
 def checked_engine(argument: str, value: object) -> str:
@@ -75,23 +143,25 @@ def simd_missing() -> str:
 
 
 def why_not(engine: str, module: str, missing: str | None = None) -> str:
-    """Return why an engine cannot serve arrays of a module, or an empty text.
+    """Return why an engine cannot serve any array of a module, or an empty text.
 
     `missing` says why the engine simd cannot run on this host; default: what is true.
     """
-    if engine != "simd":
-        return ""
-    if module != "numpy":
-        return "it runs on NumPy arrays only"
-    return simd_missing() if missing is None else missing
+    if module not in SERVES[engine]:
+        return f"it runs on {'NumPy' if engine == 'simd' else 'CuPy'} arrays only"
+    if engine == "simd":
+        return simd_missing() if missing is None else missing
+    return ""
 
 
 def plan_sweep(
     shape: Shape,
-    itemsize: int,
+    dtype: str,
     module: str = "numpy",
     training: bool = True,
     forced: str = "auto",
+    device: DeviceFacts | None = None,
+    *,
     missing: str | None = None,
 ) -> Plan:
     """Plan one layer's sweep.
@@ -100,14 +170,16 @@ def plan_sweep(
     ----------
     shape : Shape
         Sizes of the layer, its batch and its sequence.
-    itemsize : int
-        Bytes of an element.
+    dtype : str
+        Name of the storage dtype.
     module : str
         ``"numpy"`` or ``"cupy"``: where the arrays live.
     training : bool
         Whether a backward pass follows, which needs the larger workspace.
     forced : str
         An engine's name, or ``"auto"``.
+    device : DeviceFacts, optional
+        The GPU of CuPy arrays; without it nothing is planned that depends on its limits.
     missing : str, optional
         Why the engine simd cannot run, empty if it can; default: what is true of this host.
 
@@ -121,150 +193,55 @@ def plan_sweep(
     ValueError
         If the forced engine cannot serve the sweep.
     """
+    blocks = None
+    few = module == "cupy" and device is not None and not training and _is_small(shape)
+    best = "simd" if module == "numpy" else "single" if few and shape.T == 1 else "persistent"
+    wanted = best if forced == "auto" else forced
+    obstacle = why_not(wanted, module, missing)
+    if wanted == "persistent" and not obstacle:
+        found = NO_DEVICE if device is None else blocks_for(shape, dtype, device, training)
+        if isinstance(found, str):
+            obstacle = found
+        else:
+            blocks = found
+    if wanted == "single" and training and not obstacle:
+        obstacle = NO_TAPE
     if forced != "auto":
-        obstacle = why_not(forced, module, missing)
         if obstacle:
             raise ValueError(f"the engine {forced!r} cannot serve this call: {obstacle}")
         engine, reason = forced, "forced by cupy_lstm.engine(...)"
-    elif obstacle := why_not("simd", module, missing):
-        engine, reason = "stepwise", f"not simd, {obstacle}"
+    elif obstacle:
+        engine = "single" if few else "stepwise"
+        reason = f"not {best}, {obstacle}"
     else:
-        engine, reason = "simd", "the fastest on a CPU"
+        engine, reason = best, REASONS[best]
+    steps, workspace = _chunk(engine, shape, dtype, module, training, blocks)
+    return Plan(engine, steps, workspace, reason, shape, dtype, training, device, blocks)
+
+
+def _is_small(shape: Shape) -> bool:
+    """Say whether the launches of a few steps count more than their products."""
+    T, B, I, H, P, D = shape  # noqa: E741
+    return T <= FEW_STEPS and D * B * 4 * H * (I + P) <= STEP_PRODUCTS
+
+
+def _chunk(
+    engine: str, shape: Shape, dtype: str, module: str, training: bool, blocks: Blocks | None
+) -> tuple[int, int]:
+    """Return the steps of a chunk, and the workspace in bytes."""
+    itemsize = 8 if dtype == "float64" else 4  # of sums
+    sizes = shape, itemsize, training
+    aim, most, outputs = CHUNK_BYTES[module], max(shape.T, 1), 0
     if engine == "simd":
-        step = simd_step_bytes(shape, itemsize, training)
-        fixed, aim = simd_fixed_bytes(shape, itemsize, training), SIMD_CHUNK_BYTES
+        step, fixed, aim = simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), SIMD_CHUNK_BYTES
+        outputs = simd_output_bytes(*sizes)
+    elif blocks is not None:
+        step, fixed = persistent_step_bytes(*sizes, blocks.inside), persistent_fixed_bytes(*sizes)
+        most = min(most, LAUNCH_STEPS)
+    elif engine == "single":
+        step, fixed = single_step_bytes(*sizes[:2]), single_fixed_bytes(*sizes[:2])
     else:
-        step = step_bytes(shape, itemsize, training)
-        fixed, aim = fixed_bytes(shape, itemsize, training), CHUNK_BYTES[module]
+        step, fixed = step_bytes(*sizes), fixed_bytes(*sizes)
     budget = max(0, min(aim, WORKSPACE_LIMIT - fixed))
-    steps = max(1, min(max(shape.T, 1), budget // max(step, 1)))
-    outputs = simd_output_bytes(shape, itemsize, training) if engine == "simd" else 0
-    return Plan(engine, steps, fixed + steps * step + outputs, reason)
-
-
-def simd_step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
-    """Return the workspace that every step of a chunk adds in the engine simd, in bytes.
-
-    Two addresses for every row, and the gates, which lie in the tape if there is one.
-    """
-    gates = 0 if training else 4 * in_vectors(shape.H, itemsize)
-    return shape.D * shape.B * (gates * itemsize + 16)
-
-
-def step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
-    """Return the workspace that every step of a chunk adds, in bytes (the larger of both passes).
-
-    Forward: input, gates, c and h of the step. Backward: the gates lie in the tape and become
-    their gradients there; beside them the input or its gradient, h and its gradient, and four
-    arrays of the size of c: the cell output m before a projection, two factors, and the
-    gradient of c from outside. For lengths one byte a row, and 16 a step to count it.
-    """
-    _, B, I, H, P, D = shape  # noqa: E741
-    forward = I + 4 * H + H + P
-    backward = I + 2 * P + 4 * H if training else 0
-    return D * B * (max(forward, backward) * itemsize + 1) + 16
-
-
-def fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
-    """Return the workspace that does not depend on the number of steps, in bytes.
-
-    The gate pre-activations of one step and a few vectors of the size of c; the sum of the
-    biases; for training the product of a weight gradient before it is added. Where one step of
-    a very wide layer or batch alone passes `WORKSPACE_LIMIT`, so does the sweep.
-    """
-    _, B, I, H, P, D = shape  # noqa: E741
-    step = B * (4 * H + 4 * H + 2 * P)
-    row = D * max(I, P) * itemsize
-    product = min(4 * H * row, max(row, PRODUCT_BYTES)) if training else 0
-    return D * (step + 8 * H) * itemsize + product
-
-
-def simd_fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
-    """Return the workspace of the engine simd that does not depend on the chunk, in bytes.
-
-    The packed weights, once for forward, and for backward beside as many sums; the states, with
-    those before the first step and a table of five numbers a row.
-    """
-    _, B, I, H, P, D = shape  # noqa: E741
-    I, H, P = (in_vectors(size, itemsize) for size in (I, H, P))  # noqa: E741
-    weights = 4 * H * (I + P + 1) + (H * P if shape.P != shape.H else 0)
-    return D * ((weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize + 40 * B)
-
-
-def simd_output_bytes(shape: Shape, itemsize: int, training: bool) -> int:
-    """Return what the engine simd needs for a projection's backward pass, in bytes.
-
-    h and its whole gradient of every step, a small part of what the tape holds.
-    """
-    if not training or shape.P == shape.H:
-        return 0
-    return 2 * shape.T * shape.B * shape.D * in_vectors(shape.P, itemsize) * itemsize
-
-
-def in_vectors(size: int, itemsize: int) -> int:
-    """Return a number of elements rounded up to whole vectors of the widest kind."""
-    lanes = SIMD_BYTES // itemsize
-    return -(-size // lanes) * lanes
-
-
-def explain_plan(
-    steps: int,
-    batch: int,
-    input_size: int,
-    hidden_size: int,
-    num_layers: int = 1,
-    direction: str = "forward",
-    *,
-    proj_size: int = 0,
-    itemsize: int = 4,
-    module: str = "numpy",
-    training: bool = True,
-    forced: str = "auto",
-) -> str:
-    """Say which engine would run each layer, in which chunks, and why.
-
-    Parameters
-    ----------
-    steps, batch : int
-        T and B of the call.
-    input_size, hidden_size, num_layers, direction, proj_size
-        As of `cupy_lstm.LSTM`.
-    itemsize : int
-        Bytes of an element: 4 for float32, 8 for float64.
-    module : str
-        ``"numpy"`` or ``"cupy"``.
-    training : bool
-        Whether a backward pass follows.
-    forced : str
-        An engine's name, or ``"auto"``.
-
-    Returns
-    -------
-    str
-        One line a layer.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument has the wrong type or an impossible value.
-    """
-    steps = checked_integer("steps", steps, 0)
-    batch = checked_integer("batch", batch, 0)
-    input_size = checked_integer("input_size", input_size)
-    hidden_size = checked_integer("hidden_size", hidden_size)
-    num_layers = checked_integer("num_layers", num_layers)
-    D = len(checked_direction(direction))
-    P = checked_projection(proj_size, hidden_size) or hidden_size
-    module = checked_choice("module", module, MODULES)
-    forced = checked_engine("forced", forced)
-    lines = []
-    for layer in range(num_layers):
-        features = input_size if layer == 0 else D * P
-        shape = Shape(steps, batch, features, hidden_size, P, D)
-        plan = plan_sweep(shape, itemsize, module, training, forced)
-        lines.append(
-            f"layer {layer}: {plan.engine} on {module}, {plan.steps_per_chunk} of {steps} steps a "
-            f"chunk, workspace {plan.workspace_bytes / 2**20:.1f} MiB: {plan.reason} "
-            f"({ENGINES[plan.engine]})"
-        )
-    return "\n".join(lines)
+    steps = max(1, min(most, budget // max(step, 1)))
+    return steps, fixed + steps * step + outputs

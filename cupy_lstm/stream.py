@@ -23,9 +23,12 @@ from cupy_lstm.backend import (
     sum_dtype,
 )
 from cupy_lstm.checks import checked_array, checked_pair
+from cupy_lstm.device import facts_for
+from cupy_lstm.engines import single
 from cupy_lstm.modes import forced_engine
 from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.plan import plan_sweep
+from cupy_lstm.stream_graph import StepGraph
 from cupy_lstm.weights import LayerParameters, versions
 
 PLANS_KEPT = 64
@@ -42,8 +45,13 @@ class LSTMStream:
     noticed.
 
     Streams of one LSTM are independent. One stream serves one thread at a time; threads that
-    share it need a lock of their own around each call. On CuPy everything runs in the current
-    stream of CUDA, and nothing synchronises.
+    share it need a lock of their own around each call.
+
+    On CuPy everything runs in the current stream of CUDA, and nothing synchronises. The state stays
+    where it is in memory. Calls with one step replay a CUDA graph of all layers (`engine`
+    ``"single"``, see `cupy_lstm.plan`), which the second one records. A call can itself be
+    captured, after one that was not, and given `out`: every replay then goes on from the state it
+    finds. Such a graph must not be replayed after `refresh`, or when this object is gone.
 
     Attributes
     ----------
@@ -69,8 +77,17 @@ class LSTMStream:
         self.time_major = time_major
         self._layers = layers
         self._snapshot = _Snapshot(layers, batch)
-        self._states: list[States] = []
-        self.reset()
+        like, (P, H) = self._snapshot.like, self._state_sizes()
+        xp, L = array_module(like), len(layers)
+        with on_device_of(like):
+            h, c = (
+                xp.zeros((L, batch, P), like.dtype),
+                xp.zeros((L, batch, H), sum_dtype(like.dtype)),
+            )
+        # On the host a call replaces the states by new arrays; a graph wants them where they are.
+        self._memory = h, c
+        self._states: list[States] = [(h[k : k + 1], c[k : k + 1]) for k in range(L)]
+        self._snapshot.step_graph(self._memory)
 
     def __call__(self, inputs: Array, *, out: Array | None = None) -> Array:
         """Run one step, or several, from the state the last call left.
@@ -116,12 +133,19 @@ class LSTMStream:
             _check_out(out, shape, inputs, like)
         x, y = self._over_time(inputs), self._over_time(out)[:, :, None]
         n, last = len(x), len(self._states) - 1
-        states = []
+        graph = snapshot.step_graph(self._memory) if n == 1 else None
+        if graph is not None:
+            graph.run(x[0], y[0, :, 0])
+            return out
+        states: list[States] = []
         for k, sweep in enumerate(snapshot.sweeps(n)):
             target = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
             states.append(sweep.run(x, target, self._states[k]))
             x = target[:, :, 0]
-        self._states = states
+        if xp is numpy:
+            self._states = states
+        else:
+            self._set(states)
         return out
 
     @property
@@ -148,7 +172,7 @@ class LSTMStream:
         h = checked_array("state[0] (h)", h, like, "the weights", (L, B, P))
         c = checked_array("state[1] (c)", c, like, "the weights", (L, B, H), sums)
         with on_device_of(like):
-            self._states = [(h[k : k + 1].copy(), c[k : k + 1].copy()) for k in range(L)]
+            self._set([(h[k : k + 1], c[k : k + 1]) for k in range(L)])
 
     def reset(self, rows: Any = None) -> None:
         """Set the state of all rows, or of some of them, to zero.
@@ -167,16 +191,9 @@ class LSTMStream:
             If there is no such row, or the shape of a mask does not fit.
         """
         like, B = self._snapshot.like, self.batch
-        xp, (P, H) = array_module(like), self._state_sizes()
+        xp = array_module(like)
         with on_device_of(like):
-            if rows is None:
-                sums = sum_dtype(like.dtype)
-                self._states = [
-                    (xp.zeros((1, B, P), like.dtype), xp.zeros((1, B, H), sums))
-                    for _ in self._layers
-                ]
-                return
-            mask = xp.asarray(_checked_rows(rows, B, like))[:, None]
+            mask = True if rows is None else xp.asarray(_checked_rows(rows, B, like))[:, None]
             for state in self._states:
                 for array in state:
                     # Assigned, never multiplied: a row may hold NaN.
@@ -197,7 +214,15 @@ class LSTMStream:
                 f"the LSTM is {now.dtype} on {location(now)}, but was {here.dtype} on "
                 f"{location(here)} when this stream was made: make a new one with lstm.stream(...)"
             )
-        self._snapshot = _Snapshot(self._layers, self.batch)
+        snapshot = _Snapshot(self._layers, self.batch)
+        snapshot.step_graph(self._memory)
+        self._snapshot = snapshot
+
+    def _set(self, states: Sequence[States]) -> None:
+        """Copy states [1,B,...] of all layers to where they are kept."""
+        for kept, given in zip(self._states, states, strict=True):
+            for array, values in zip(kept, given, strict=True):
+                array[...] = values
 
     def _state_sizes(self) -> tuple[int, int]:
         """Return P and H."""
@@ -278,6 +303,7 @@ class _Snapshot:
             self.outputs: int = self._weights[0].weight_hh.shape[2]
             self._prepared: dict[tuple[str, int], Any] = {}
             self._sweeps: dict[tuple[int, str], list[_Sweep]] = {}
+            self._graph: StepGraph | None = None
             # What one step needs is prepared now, not while the first one waits.
             self.sweeps(1)
 
@@ -292,10 +318,24 @@ class _Snapshot:
             self._sweeps[key] = found
         return found
 
+    def step_graph(self, states: States) -> StepGraph | None:
+        """Return one step of all layers as a graph holds it; None where other engines run it.
+
+        `states`, h [L,B,P] and c [L,B,H], are always the same arrays.
+        """
+        if isinstance(self.like, numpy.ndarray):
+            return None
+        if any(getattr(sweep, "engine", None) is not single for sweep in self.sweeps(1)):
+            return None
+        if self._graph is None:
+            with on_device_of(self.like):
+                self._graph = StepGraph(self._weights, *states)
+        return self._graph
+
     def _sweep(self, layer: int, steps: int, forced: str) -> _Sweep:
         weights, like = self._weights[layer], self.like
         shape, module = layer_shape(steps, self._batch, weights), array_module(like).__name__
-        plan = plan_sweep(shape, sum_dtype(like.dtype).itemsize, module, False, forced)
+        plan = plan_sweep(shape, like.dtype.name, module, False, forced, facts_for(module))
         engine = engines.load(plan.engine)
         key = plan.engine, layer
         if key not in self._prepared:

@@ -17,6 +17,8 @@ from cupy_lstm.notation import Shape
 
 UPSTREAM = ("y", "h", "c")
 
+HOST_ENGINES = tuple(name for name, modules in plan.SERVES.items() if "numpy" in modules)
+
 
 @dataclass(frozen=True)
 class Case:

@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 pytest_plugins = ["gpu_on_cpu.driver.isolation"]
@@ -14,6 +15,15 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("repeatable")
+
+
+@pytest.fixture
+def stepwise():
+    """What is asserted of the engine stepwise, wherever another one would be chosen."""
+    from cupy_lstm import engine
+
+    with engine("stepwise"):
+        yield
 
 
 def pytest_report_header():

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import HOST_ENGINES
 from oracle import Result, lstm_oracle
 
 from cupy_lstm import LSTM, RNN, LSTMCell, engine
-from cupy_lstm.plan import ENGINES
 
 FOLDER = Path(__file__).parent / "golden"
 NAMES = [entry["name"] for entry in json.loads((FOLDER / "manifest.json").read_text())]
@@ -170,7 +170,7 @@ def test_every_file_is_listed():
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("forced", ENGINES)
+@pytest.mark.parametrize("forced", HOST_ENGINES)
 def test_face(name, forced):
     golden = Golden(name)
     run = through_lstm if golden.config["kind"] == "LSTM" else through_cell

@@ -32,6 +32,7 @@ def without(monkeypatch, package, name):
     monkeypatch.setitem(sys.modules, f"{package.__name__}.{name}", None)
 
 
+@pytest.mark.usefixtures("stepwise")
 def test_without_cublas_it_says_what_to_install(cupy, monkeypatch, binding):
     from cupy_backends.cuda import libs
 

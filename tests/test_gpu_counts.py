@@ -15,7 +15,7 @@ from gpu_on_cpu.driver.recorder import Allocation, Copy, EventRecord, Fill, Free
 from cupy_lstm import LSTM, huber_loss, mae_loss, mse_loss, no_grad, plan
 from cupy_lstm.notation import Shape
 
-pytestmark = pytest.mark.gpu_on_cpu
+pytestmark = [pytest.mark.gpu_on_cpu, pytest.mark.usefixtures("stepwise")]
 
 T, B, I, H = 6, 3, 4, 8  # noqa: E741
 
@@ -28,7 +28,8 @@ def in_chunks(monkeypatch, steps, lstm, batch=B, training=True):
     itemsize = max(4, lstm.dtype.itemsize)
     budget = steps * plan.step_bytes(shape, itemsize, training)
     monkeypatch.setitem(plan.CHUNK_BYTES, "cupy", budget)
-    assert plan.plan_sweep(shape, itemsize, "cupy", training).steps_per_chunk == min(steps, T)
+    planned = plan.plan_sweep(shape, lstm.dtype.name, "cupy", training)
+    assert planned.steps_per_chunk == min(steps, T)
 
 
 def recorded(cupy, monkeypatch, *, steps=T, chunk=None, lengths=False, passes="forward", **options):

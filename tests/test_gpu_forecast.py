@@ -78,7 +78,7 @@ def test_a_run_on_the_gpu_is_a_run_on_the_host(cupy, bench, double):
         ours, outcome = run(bench, "cupy", *SMALL)
     assert outcome.code == 0, outcome.err
     assert "on CuPy on A100 on a CPU, compute capability 8.0" in outcome.out
-    assert [e for e in log.launches if e.name.startswith("gates_backward")]
+    assert [e for e in log.launches if e.name.startswith("recurrence_backward")]
     assert {path.name for path in ours.iterdir()} == FILES
     theirs, outcome = run(bench, "numpy", *SMALL)
     assert outcome.code == 0

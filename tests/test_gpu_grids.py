@@ -11,7 +11,7 @@ from cases import Case, results
 from gpu_cases import assert_device_case, each_dtype, few_threads, run_on_device
 from gpu_on_cpu import profile, record
 
-pytestmark = pytest.mark.gpu_on_cpu
+pytestmark = [pytest.mark.gpu_on_cpu, pytest.mark.usefixtures("stepwise")]
 
 # 200 rows and items for both directions: more than a grid has threads, whatever a vector's width.
 ROUNDS = [

@@ -11,7 +11,7 @@ from gpu_on_cpu import record
 from gpu_on_cpu.driver import nvrtc
 
 from cupy_lstm import kernels
-from cupy_lstm.kernels import SCALARS, SUMMED, Kernel, Rows, vector_width
+from cupy_lstm.kernels import SCALARS, SUMMED, Kernel, Rows, Strided, vector_width
 
 pytestmark = pytest.mark.gpu_on_cpu
 
@@ -309,3 +309,58 @@ def test_vectors_need_an_aligned_address_and_stride(cupy):
         cupy.zeros(100, "float32"), (2, 3, 8), (26 * 4, 8 * 4, 4)
     )
     assert vector_width(8, Rows(strided)) == 2
+
+
+# --- blocks that are chosen ----------------------------------------------------------------------
+
+
+def recurrence(terms="16", threads="256"):
+    return Kernel("recurrence_block.cu", "recurrence_forward", "float", terms, threads)
+
+
+def test_launch_bounds_stand_in_no_ones_way():
+    found = {p.name: (p.is_pointer, p.dtype.name) for p in recurrence().parameters}
+    assert found["weight_hh"] == (True, "float32")
+    assert found["lengths"] == (True, "int64")
+    assert found["x_time"] == (False, "int64")
+    assert found["H"] == (False, "int32")
+
+
+def test_blocks_are_checked_like_items(cupy):
+    kernel = Kernel("lengths.cu", "check_lengths", "long long")
+    lengths, report = cupy.array([2, 9]), cupy.zeros(3, "int64")
+    text = raised(TypeError, lambda: kernel.launch_blocks((1, 1), 256, 0, lengths, report))
+    assert text == "check_lengths<long long> takes 4 arguments, received 2"
+    with record() as log:
+        kernel.launch_blocks((0, 2), 256, 0, lengths, report, 2, 5)
+    assert not log.launches
+    with record() as log:
+        kernel.launch_blocks((1, 1), 256, 0, lengths, report, 2, 5)
+    assert [(launch.grid, launch.block) for launch in log.launches] == [((1, 1, 1), (256, 1, 1))]
+    assert report.get().tolist() == [2, 9, 5]
+
+
+def test_more_shared_memory_is_asked_for_once(cupy, monkeypatch):
+    kernel, asked = Kernel("lengths.cu", "check_lengths", "long long"), []
+
+    class Function:
+        def __call__(self, grid, block, arguments, shared_mem):
+            asked.append(shared_mem)
+
+        def __setattr__(self, name, value):
+            asked.append((name, value))
+
+    function = Function()
+    monkeypatch.setattr(kernel, "function", lambda device: function)
+    arguments = cupy.array([2]), cupy.zeros(3, "int64"), 1, 5
+    for shared_bytes in (48 * 1024, 50_000, 50_000, 49_500, 60_000):
+        kernel.launch_blocks((1, 1), 256, shared_bytes, *arguments)
+    name = "max_dynamic_shared_size_bytes"
+    assert asked == [
+        48 * 1024, (name, 50_000), 50_000, 50_000, 49_500, (name, 60_000), 60_000
+    ]  # fmt: skip
+
+
+def test_arrays_of_any_strides_are_passed_with_their_strides(cupy):
+    array = cupy.zeros((4, 6), "float32")[::2, ::-3].T
+    assert Strided(array).strides == (-3, 12)

@@ -122,13 +122,16 @@ from gpu_on_cpu import install
 cupy = install()
 from cases import Case
 from gpu_cases import assert_device_case, run_on_device
+from cupy_lstm import engine
 for dtype in sys.argv[1:]:
     for case in (
         Case("sanitized", T=3, B=3, H=5, L=2, bidirectional=True, states=True, lengths=(3, 1, 0),
              dropout=0.5, upstream=("y", "h", "c", "cells")),
         Case("sanitized-vectors", T=2, B=3, H=8, P=4, states=True, lengths=(2, 1, 0)),
     ):
-        assert_device_case(case, dtype, run_on_device(cupy, case, dtype))
+        for name in ("stepwise", "auto"):
+            with engine(name):
+                assert_device_case(case, dtype, run_on_device(cupy, case, dtype))
 print("all of them")
 """
 

@@ -61,7 +61,7 @@ def test_nothing_waits_for_the_gpu(cupy, dtype):
         lstm.weight_ih_l0.set_value(lstm.weight_ih_l0.data.copy())
         streamed.refresh()
     assert not log.synchronisations
-    assert log.gemms
+    assert not log.gemms  # one step is one kernel a layer
     assert {entry.stream for entry in [*log.launches, *log.gemms]} == {own.ptr}
 
 

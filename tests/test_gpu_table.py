@@ -27,7 +27,7 @@ from test_gradients import (
 from cupy_lstm import LSTM, RNN, BiRNN, LSTMCell, backend, no_grad, plan
 from cupy_lstm.backend import sum_dtype
 
-pytestmark = pytest.mark.gpu_on_cpu
+pytestmark = [pytest.mark.gpu_on_cpu, pytest.mark.usefixtures("stepwise")]
 
 each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 # One case for every kind of thing a chunk of steps does.
@@ -63,7 +63,7 @@ def test_chunks(cupy, case, dtype, steps, monkeypatch):
     shape, itemsize = layer_shapes(case)[-1], sum_dtype(np.dtype(dtype)).itemsize
     budget = steps * plan.step_bytes(shape, itemsize, True)
     monkeypatch.setitem(plan.CHUNK_BYTES, "cupy", budget)
-    assert plan.plan_sweep(shape, itemsize, "cupy").steps_per_chunk == steps
+    assert plan.plan_sweep(shape, dtype, "cupy").steps_per_chunk == steps
     assert_device_case(case, dtype, run_on_device(cupy, case, dtype))
 
 

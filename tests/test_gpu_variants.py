@@ -16,6 +16,7 @@ from cupy_lstm import LSTM, device_gates, dropout, kernels, lengths
 
 pytestmark = [
     pytest.mark.gpu_on_cpu,
+    pytest.mark.usefixtures("stepwise"),
     # What was written beside an array may be found only when the array is freed.
     pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
 ]

@@ -9,6 +9,7 @@ import pytest
 from cases import (
     CASES,
     DROPOUT_KEY,
+    HOST_ENGINES,
     TINY,
     Case,
     aim_at_steps,
@@ -49,7 +50,7 @@ each_tiny = pytest.mark.parametrize("case", TINY, ids=lambda case: case.id)
 
 @each_dtype
 @each_case
-@pytest.mark.parametrize("name", plan.ENGINES)
+@pytest.mark.parametrize("name", HOST_ENGINES)
 def test_table(case, dtype, name):
     arrays = build(case, dtype)
     with engine(name):
@@ -86,13 +87,13 @@ def assert_empty_rows_keep_their_states(case, arrays, result):
 @each_dtype
 @each_case
 @pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("name", plan.ENGINES)
+@pytest.mark.parametrize("name", HOST_ENGINES)
 def test_table_in_chunks(case, dtype, name, steps, monkeypatch):
     """The workspace of a chunk bounds its steps, never the result."""
     shape, itemsize = layer_shapes(case)[-1], np.dtype(dtype).itemsize
     aim_at_steps(monkeypatch, name, shape, steps, itemsize)
     if shape.B:  # no rows, no workspace: then there is no reason for chunks
-        assert plan.plan_sweep(shape, itemsize, forced=name).steps_per_chunk <= steps
+        assert plan.plan_sweep(shape, dtype, forced=name).steps_per_chunk <= steps
     with engine(name):
         assert_case(case, dtype, run_face(case, build(case, dtype), dtype))
 
@@ -222,7 +223,7 @@ def test_dropout_of_a_part_of_the_batch_is_that_of_the_whole(dtype):
 
 
 @each_dtype
-@pytest.mark.parametrize("name", plan.ENGINES)
+@pytest.mark.parametrize("name", HOST_ENGINES)
 @pytest.mark.parametrize("bounds", [(0, 2, 7), (0, 1, 4, 6, 7), (0, 0, 7, 7)], ids=str)
 def test_engine_over_ranges_of_steps(dtype, name, bounds):
     """A sweep in parts, states handed on, forward and backward: the protocol's `steps`."""

@@ -9,7 +9,16 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from cases import Case, aim_at_steps, assert_case, assert_within_rule, build, results, run_face
+from cases import (
+    HOST_ENGINES,
+    Case,
+    aim_at_steps,
+    assert_case,
+    assert_within_rule,
+    build,
+    results,
+    run_face,
+)
 
 from cupy_lstm import LSTM, engine, engines, network, no_grad, warmup
 from cupy_lstm.backend import is_array
@@ -17,7 +26,7 @@ from cupy_lstm.engines import stepwise
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.gates import HostGates
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, Wanted
-from cupy_lstm.plan import ENGINES, plan_sweep
+from cupy_lstm.plan import plan_sweep
 
 NUMPY_BUFFERS = 3 * 8192 * 8
 """NumPy's element-wise functions may pass through a buffer of 8192 elements an operand."""
@@ -27,14 +36,14 @@ OBJECTS = 16 * 2**10
 
 SLACK = NUMPY_BUFFERS + OBJECTS
 
-each_engine = pytest.mark.parametrize("name", ENGINES)
+each_engine = pytest.mark.parametrize("name", HOST_ENGINES)
 
 
 @pytest.fixture
 def traced():
     # A rehearsal: what is imported or compiled at the first call is not of its workspace.
     warmup()
-    for name in ENGINES:
+    for name in HOST_ENGINES:
         lstm = LSTM(3, 4)
         with engine(name):
             y, _ = lstm(np.zeros((2, 5, 3), "float32"), sequence_length=[5, 3])
@@ -147,7 +156,7 @@ def test_peak_is_within_the_plan(name, T, B, sizes, options, dtype, traced):
     between = min(layers - 1, 2) * dy.nbytes
 
     def limit(training):
-        plans = (plan_sweep(shape, x.itemsize, "numpy", training, name) for shape in shapes)
+        plans = (plan_sweep(shape, dtype, "numpy", training, name) for shape in shapes)
         return max(plan.workspace_bytes for plan in plans) + states + SLACK
 
     with no_grad(), engine(name):
@@ -179,7 +188,7 @@ def test_peak_does_not_depend_on_the_number_of_chunks(name, sizes, lengths, trac
     aim_at_steps(monkeypatch, name, sizes._replace(B=B), steps)
     above = {}
     for T in (2 * steps, 3 * steps, 80 * steps):  # the first is a rehearsal
-        planned = plan_sweep(sizes._replace(T=T, B=B), 4, forced=name)
+        planned = plan_sweep(sizes._replace(T=T, B=B), "float32", forced=name)
         assert planned.steps_per_chunk == steps
         x, dy, dcells = (np.ones((B, T, size), "float32") for size in (3, D * P, D * H))
         arguments = options_of(sizes, T, B, "float32", lengths=lengths, cells=True)
@@ -207,7 +216,7 @@ def test_peak_does_not_depend_on_the_number_of_chunks(name, sizes, lengths, trac
     for training, before, after in zip(
         (False, True, True), above[3 * steps], above[80 * steps], strict=True
     ):
-        planned = (plan_sweep(shape, 4, "numpy", training, name) for shape in (few, many))
+        planned = (plan_sweep(shape, "float32", "numpy", training, name) for shape in (few, many))
         grown = [plan.workspace_bytes for plan in planned]
         # An int above 256 is an object of its own, and so on.
         assert after - before <= grown[1] - grown[0] + 1024

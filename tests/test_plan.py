@@ -4,16 +4,22 @@ import random
 
 import numpy as np
 import pytest
+from cases import HOST_ENGINES
 
 from cupy_lstm import LSTM, engine, engines, explain_plan, no_grad, plan
+from cupy_lstm.device import CARDS
 from cupy_lstm.notation import Shape
 from cupy_lstm.plan import (
     CHUNK_BYTES,
     ENGINES,
+    NO_DEVICE,
+    SERVES,
     SIMD_CHUNK_BYTES,
     WORKSPACE_LIMIT,
-    fixed_bytes,
     plan_sweep,
+)
+from cupy_lstm.workspace import (
+    fixed_bytes,
     simd_fixed_bytes,
     simd_output_bytes,
     simd_step_bytes,
@@ -21,7 +27,7 @@ from cupy_lstm.plan import (
 )
 
 MIB = 2**20
-SERVES = {"stepwise": ("numpy", "cupy"), "simd": ("numpy",)}
+ITEMSIZE = {"float16": 4, "bfloat16": 4, "float32": 4, "float64": 8}  # of sums
 
 
 def any_shapes(count):
@@ -43,12 +49,13 @@ def any_shapes(count):
                 P=rng.randrange(1, H) if projected else H,
                 D=rng.choice([1, 2]),
             ),
-            rng.choice([2, 4, 8]),
+            rng.choice([*ITEMSIZE]),
             rng.random() < 0.5,
         )
 
 
-SERVED = [(name, module) for name in ENGINES for module in CHUNK_BYTES if module in SERVES[name]]
+# What the engine persistent needs depends on a device: test_plan_blocks.py has its shapes.
+SERVED = [(name, module) for name in HOST_ENGINES for module in SERVES[name]]
 each_served = pytest.mark.parametrize(("name", "module"), SERVED)
 
 
@@ -56,9 +63,9 @@ def aim_of(name, module):
     return SIMD_CHUNK_BYTES if name == "simd" else CHUNK_BYTES[module]
 
 
-def needs(name, shape, itemsize, training):
+def needs(name, shape, dtype, training):
     """Bytes of a step of a chunk, of what a call needs beside them, of what no chunk changes."""
-    sizes = shape, itemsize, training
+    sizes = shape, ITEMSIZE[dtype], training
     if name == "simd":
         return simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), simd_output_bytes(*sizes)
     return step_bytes(*sizes), fixed_bytes(*sizes), 0
@@ -70,13 +77,13 @@ def test_thousands_of_shapes(name, module, limit, monkeypatch):
     monkeypatch.setattr(plan, "WORKSPACE_LIMIT", limit)
     limited = aimed = whole = 0
     aim = aim_of(name, module)
-    for shape, itemsize, training in any_shapes(10000):
-        found = plan_sweep(shape, itemsize, module, training, name)
+    for shape, dtype, training in any_shapes(10000):
+        found = plan_sweep(shape, dtype, module, training, name)
         steps = found.steps_per_chunk
         assert found.engine == name
         assert 1 <= steps <= max(shape.T, 1)  # so chunks of it cover every T
         # The workspace is that of the steps, and something fixed beside them.
-        step, fixed, outputs = needs(name, shape, itemsize, training)
+        step, fixed, outputs = needs(name, shape, dtype, training)
         assert min(step, fixed, outputs) >= 0
         chunked = fixed + steps * step
         assert found.workspace_bytes == chunked + outputs
@@ -100,7 +107,7 @@ def test_what_training_needs_is_taken_from_the_chunk(monkeypatch):
     """The scratch for a weight gradient leaves a chunk what the limit has left."""
     monkeypatch.setattr(plan, "WORKSPACE_LIMIT", 64 * MIB)
     shape = Shape(T=1000, B=64, I=3000, H=3000, P=3000, D=1)
-    inference, training = (plan_sweep(shape, 4, "cupy", keep) for keep in (False, True))
+    inference, training = (plan_sweep(shape, "float32", "cupy", keep) for keep in (False, True))
     assert inference.steps_per_chunk > training.steps_per_chunk > 1
     for found in (inference, training):
         assert 0 <= 64 * MIB - found.workspace_bytes < step_bytes(shape, 4, True)
@@ -109,7 +116,7 @@ def test_what_training_needs_is_taken_from_the_chunk(monkeypatch):
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize(("T", "B", "steps"), [(0, 3, 1), (5, 0, 5), (0, 0, 1)])
 def test_nothing_to_do(T, B, steps, training):
-    found = plan_sweep(Shape(T, B, 4, 6, 6, 1), 4, training=training)
+    found = plan_sweep(Shape(T, B, 4, 6, 6, 1), "float32", training=training)
     assert found.steps_per_chunk == steps
 
 
@@ -117,13 +124,14 @@ def test_nothing_to_do(T, B, steps, training):
 @pytest.mark.parametrize("training", [False, True])
 def test_workspace_does_not_grow_with_the_sequence(name, module, training):
     shapes = [Shape(T, 8, 16, 32, 32, 2) for T in (10**5, 10**6, 10**9)]
-    assert len({plan_sweep(s, 4, module, training, name).workspace_bytes for s in shapes}) == 1
+    plans = [plan_sweep(s, "float32", module, training, name) for s in shapes]
+    assert len({found.workspace_bytes for found in plans}) == 1
 
 
 def test_workspace_of_a_projection_grows_less_than_the_tape():
     """The engine simd takes what it projects anew for all steps at once."""
     short, long = (Shape(T, 8, 16, 32, 31, 2) for T in (10**4, 10**5))
-    workspaces = [plan_sweep(s, 4, forced="simd").workspace_bytes for s in (short, long)]
+    workspaces = [plan_sweep(s, "float32", forced="simd").workspace_bytes for s in (short, long)]
     gates_and_c = 5 * 32 * 4
     assert workspaces[1] - workspaces[0] <= (long.T - short.T) * 8 * 2 * gates_and_c / 2
 
@@ -131,36 +139,54 @@ def test_workspace_of_a_projection_grows_less_than_the_tape():
 @each_served
 def test_forced_engine(name, module):
     shape = Shape(5, 3, 4, 6, 6, 1)
-    free, forced = plan_sweep(shape, 4, module), plan_sweep(shape, 4, module, forced=name)
+    free = plan_sweep(shape, "float32", module)
+    forced = plan_sweep(shape, "float32", module, forced=name)
     assert forced.engine == name
     assert forced.reason == "forced by cupy_lstm.engine(...)"
     assert free.reason != forced.reason
 
 
+NO_NUMBA = "Numba is not installed: ..."
+
+
 @pytest.mark.parametrize(
-    ("module", "missing", "reason"),
+    ("module", "missing", "name", "reason"),
     [
-        ("cupy", "", "it runs on NumPy arrays only"),
-        ("cupy", "Numba is not installed: ...", "it runs on NumPy arrays only"),
-        ("numpy", "Numba is not installed: ...", "Numba is not installed: ..."),
+        ("numpy", NO_NUMBA, "simd", NO_NUMBA),
+        ("cupy", "", "persistent", NO_DEVICE),
+        ("cupy", NO_NUMBA, "persistent", NO_DEVICE),
     ],
 )
-def test_where_simd_cannot_run_stepwise_serves(module, missing, reason):
+def test_where_the_best_engine_cannot_run_stepwise_serves(module, missing, name, reason):
     shape = Shape(5, 3, 4, 6, 6, 1)
-    found = plan_sweep(shape, 4, module, missing=missing)
-    assert (found.engine, found.reason) == ("stepwise", f"not simd, {reason}")
+    found = plan_sweep(shape, "float32", module, missing=missing)
+    assert (found.engine, found.reason) == ("stepwise", f"not {name}, {reason}")
     with pytest.raises(ValueError) as raised:
-        plan_sweep(shape, 4, module, forced="simd", missing=missing)
-    assert str(raised.value) == f"the engine 'simd' cannot serve this call: {reason}"
-    assert plan_sweep(shape, 4, module, forced="stepwise", missing=missing).engine == "stepwise"
+        plan_sweep(shape, "float32", module, forced=name, missing=missing)
+    assert str(raised.value) == f"the engine {name!r} cannot serve this call: {reason}"
+    forced = plan_sweep(shape, "float32", module, forced="stepwise", missing=missing)
+    assert forced.engine == "stepwise"
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "reason"),
+    [
+        ("simd", "cupy", "it runs on NumPy arrays only"),
+        ("persistent", "numpy", "it runs on CuPy arrays only"),
+    ],
+)
+def test_an_engine_for_other_arrays_cannot_be_forced(name, module, reason):
+    with pytest.raises(ValueError) as raised:
+        plan_sweep(Shape(5, 3, 4, 6, 6, 1), "float32", module, forced=name, device=CARDS["H100"])
+    assert str(raised.value) == f"the engine {name!r} cannot serve this call: {reason}"
 
 
 def test_simd_is_chosen_where_it_can_run():
-    found = plan_sweep(Shape(5, 3, 4, 6, 6, 1), 4, "numpy", missing="")
+    found = plan_sweep(Shape(5, 3, 4, 6, 6, 1), "float32", "numpy", missing="")
     assert (found.engine, found.reason) == ("simd", "the fastest on a CPU")
 
 
-@pytest.mark.parametrize("name", ENGINES)
+@pytest.mark.parametrize("name", HOST_ENGINES)
 def test_the_engine_that_was_planned_runs(name, monkeypatch):
     loaded, load = [], engines.load
     monkeypatch.setattr(engines, "load", lambda name: loaded.append(name) or load(name))
@@ -170,17 +196,18 @@ def test_the_engine_that_was_planned_runs(name, monkeypatch):
         lstm(x)
     assert loaded == [name] * 2
     lstm(x)
-    assert loaded[2:] == [plan_sweep(Shape(5, 2, 3, 4, 4, 1), 4).engine] * 2
+    assert loaded[2:] == [plan_sweep(Shape(5, 2, 3, 4, 4, 1), "float32").engine] * 2
 
 
 def test_explanation_is_the_plan_of_each_layer():
     text = explain_plan(
-        10**6, 32, 7, 64, 2, "bidirect", proj_size=16, itemsize=8, module="cupy", training=False
-    )
+        10**6, 32, 7, 64, 2, "bidirect", proj_size=16, dtype="float64", module="cupy",
+        training=False,
+    )  # fmt: skip
     lines = text.split("\n")
     assert len(lines) == 2
     for layer, features in enumerate([7, 32]):
-        found = plan_sweep(Shape(10**6, 32, features, 64, 16, 2), 8, "cupy", False)
+        found = plan_sweep(Shape(10**6, 32, features, 64, 16, 2), "float64", "cupy", False)
         assert lines[layer] == (
             f"layer {layer}: {found.engine} on cupy, {found.steps_per_chunk} of 1000000 steps a "
             f"chunk, workspace {found.workspace_bytes / MIB:.1f} MiB: {found.reason} "
@@ -188,7 +215,7 @@ def test_explanation_is_the_plan_of_each_layer():
         )
 
 
-@pytest.mark.parametrize("forced", ["auto", *ENGINES])
+@pytest.mark.parametrize("forced", ["auto", *HOST_ENGINES])
 @pytest.mark.parametrize("recording", [True, False])
 @pytest.mark.parametrize("mode", ["train", "eval"])
 def test_layer_explains_what_a_call_here_would_do(forced, recording, mode, monkeypatch):
@@ -210,7 +237,7 @@ def test_layer_explains_what_a_call_here_would_do(forced, recording, mode, monke
             3,
             "bidirectional",
             proj_size=10,
-            itemsize=8,
+            dtype="float64",
             training=training,
             forced=forced,
         )
@@ -249,6 +276,26 @@ def test_one_direction_is_explained_as_one():
             {"module": "torch"},
             ValueError,
             "module must be one of ('numpy', 'cupy'), received 'torch'",
+        ),
+        (
+            {"dtype": "float16"},
+            ValueError,
+            "dtype must be one of ('float32', 'float64'), received 'float16'",
+        ),
+        (
+            {"device": "GTX 480"},
+            ValueError,
+            f"device must be one of {tuple(CARDS)}, received 'GTX 480'",
+        ),
+        (
+            {"device": 0},
+            TypeError,
+            f"device must be a DeviceFacts or one of {tuple(CARDS)}, received 0",
+        ),
+        (
+            {"device": "T4", "module": "numpy"},
+            ValueError,
+            "device is a GPU, but module is 'numpy': leave one of them out",
         ),
         (
             {"forced": "fastest"},

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 from cases import (
+    HOST_ENGINES,
     UPSTREAM,
     Case,
     assert_case,
@@ -22,14 +23,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cupy_lstm import engine, no_grad
-from cupy_lstm.plan import ENGINES
 
 WIDE_REFERENCE = np.finfo(np.longdouble).eps < np.finfo(np.float64).eps
 DTYPES = ["float32", "float64"] if WIDE_REFERENCE else ["float32"]
 dtypes = st.sampled_from(DTYPES)
 
 
-@pytest.fixture(autouse=True, params=ENGINES)
+@pytest.fixture(autouse=True, params=HOST_ENGINES)
 def forced(request):
     """Every property of every engine."""
     with engine(request.param):

@@ -7,7 +7,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from cases import CASES, assert_within_rule, build, make_lstm, naive, reference, results
+from cases import (
+    CASES,
+    HOST_ENGINES,
+    assert_within_rule,
+    build,
+    make_lstm,
+    naive,
+    reference,
+    results,
+)
 from face import flat_equal, normal, raised
 
 from cupy_lstm import LSTM, Adam, LSTMStream, engine, no_grad, plan
@@ -77,7 +86,7 @@ def lstm():
 
 
 @each_host_dtype
-@pytest.mark.parametrize("name", ["auto", *plan.ENGINES])
+@pytest.mark.parametrize("name", ["auto", *HOST_ENGINES])
 @each_case
 def test_a_whole_sequence_in_one_call_is_bit_equal_to_the_lstm(case, name, dtype):
     # The engine gets equal arrays, the same shape and so the same plan: nothing else goes in.
@@ -89,7 +98,7 @@ def test_a_whole_sequence_in_one_call_is_bit_equal_to_the_lstm(case, name, dtype
 
 
 @each_host_dtype
-@pytest.mark.parametrize("name", plan.ENGINES)
+@pytest.mark.parametrize("name", HOST_ENGINES)
 @each_case
 def test_single_steps_are_bit_equal_to_the_lstm(monkeypatch, case, name, dtype):
     # Stepwise in chunks of one step: then every product has the same operands. In chunks of several
@@ -470,10 +479,10 @@ def planned(monkeypatch):
     """The steps and the forced engine of every plan that is made."""
     plan_sweep, made = streaming.plan_sweep, []
 
-    def watched(shape, itemsize, module, training, forced):
-        assert (shape.B, itemsize, module, training) == (2, 4, "numpy", False)
+    def watched(shape, dtype, module, training, forced, device):
+        assert (shape.B, dtype, module, training, device) == (2, "float32", "numpy", False, None)
         made.append((shape.T, forced))
-        return plan_sweep(shape, itemsize, module, training, forced)
+        return plan_sweep(shape, dtype, module, training, forced, device)
 
     monkeypatch.setattr(streaming, "plan_sweep", watched)
     return made

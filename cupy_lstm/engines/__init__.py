@@ -3,7 +3,8 @@
 ``forward(x, weights, states, lengths, *, reverse, y, cells, keep, steps, chunk)`` and
 ``backward(tape, dy, dstates, dcells, *, wanted, gradients, dx)``, as `stepwise` documents them.
 Arrays over time are given in the caller's layout and order, for an engine to read and to fill in
-place. `cupy_lstm.plan` chooses among the engines.
+place. The engine `single`, which keeps no tape, has the first of them alone. `cupy_lstm.plan`
+chooses among the engines.
 """
 
 from collections.abc import Sequence

@@ -15,8 +15,8 @@ from cupy_lstm.backend import Array, array_module, sum_dtype
 from cupy_lstm.gates import gates_for
 from cupy_lstm.gemm import matmul, matmul_add
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
-from cupy_lstm.plan import PRODUCT_BYTES
 from cupy_lstm.steps import Directions, copy_where, gather, padding_mask, scatter, scatter_add
+from cupy_lstm.workspace import PRODUCT_BYTES
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-KIB = 1024
+KIB, MIB = 2**10, 2**20
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,8 @@ class DeviceProfile:
         Bytes: without asking, after asking for more, and all that an SM has.
     shared_reserved_per_block : int
         Bytes the system takes for each block in flight.
+    l2_bytes, clock_khz, memory_clock_khz, memory_bus_bits : int
+        What a program may ask for, and the bed itself does not use.
     max_cluster : int
         Blocks in the largest portable cluster; 1 where there are no clusters.
     """
@@ -35,6 +37,10 @@ class DeviceProfile:
     shared_per_sm: int
     threads_per_sm: int
     blocks_per_sm: int
+    l2_bytes: int
+    clock_khz: int
+    memory_clock_khz: int
+    memory_bus_bits: int
     shared_reserved_per_block: int = 1 * KIB
     shared_per_block: int = 48 * KIB
     registers_per_sm: int = 64 * KIB
@@ -79,10 +85,30 @@ def _round_up(value: int, unit: int) -> int:
     return -(-value // unit) * unit
 
 
-T4 = DeviceProfile("T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 16, shared_reserved_per_block=0)
-A100 = DeviceProfile("A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 32)
-LAPTOP = DeviceProfile("RTX 3050 Laptop", (8, 6), 16, 99 * KIB, 100 * KIB, 1536, 16)
-L4 = DeviceProfile("L4", (8, 9), 58, 99 * KIB, 100 * KIB, 1536, 24)
-H100 = DeviceProfile("H100", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 32, max_cluster=8)
-B200 = DeviceProfile("B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 32, max_cluster=8)
+# fmt: off
+T4 = DeviceProfile(
+    "T4", (7, 5), 40, 64 * KIB, 64 * KIB, 1024, 16,
+    4 * MIB, 1_590_000, 5_001_000, 256, shared_reserved_per_block=0,
+)
+A100 = DeviceProfile(
+    "A100", (8, 0), 108, 163 * KIB, 164 * KIB, 2048, 32,
+    40 * MIB, 1_410_000, 1_215_000, 5120,
+)
+LAPTOP = DeviceProfile(
+    "RTX 3050 Laptop", (8, 6), 16, 99 * KIB, 100 * KIB, 1536, 16,
+    2 * MIB, 1_740_000, 6_001_000, 128,
+)
+L4 = DeviceProfile(
+    "L4", (8, 9), 58, 99 * KIB, 100 * KIB, 1536, 24,
+    48 * MIB, 2_040_000, 6_251_000, 192,
+)
+H100 = DeviceProfile(
+    "H100", (9, 0), 132, 227 * KIB, 228 * KIB, 2048, 32,
+    50 * MIB, 1_980_000, 2_619_000, 5120, max_cluster=8,
+)
+B200 = DeviceProfile(
+    "B200", (10, 0), 148, 227 * KIB, 228 * KIB, 2048, 32,
+    126 * MIB, 1_980_000, 3_906_000, 8192, max_cluster=8,
+)
+# fmt: on
 PROFILES = {"T4": T4, "A100": A100, "LAPTOP": LAPTOP, "L4": L4, "H100": H100, "B200": B200}

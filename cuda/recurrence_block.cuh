@@ -1,0 +1,124 @@
+// What the kernels of the block tier share: a block of threads that holds the recurrent weights of
+// one direction and runs four batch rows through all steps.
+//
+// Four neighbouring lanes share a hidden unit, one for each row: thread 4 u + r finishes unit u of
+// row r. Before that the lanes share the work of a product with the weights the other way round:
+// each takes a part of the sum, for four outputs and all four rows at once, so that a value of the
+// exchanged vector, loaded for four rows at once, meets four weights: 16 products for two loads.
+// The parts are added by shuffles, in an order that is always the same.
+#pragma once
+#include "scalar.cuh"
+#include "vector.cuh"
+
+constexpr int ROWS = 4;           // batch rows of a block
+constexpr int GROUP = 2;          // terms in registers that are taken or left together
+constexpr unsigned ALL = 0xFFFFFFFFu;
+
+// Terms of a lane for sums of `length` values over `lanes` lanes.
+__device__ __forceinline__ int terms_of(int length, int lanes) {
+    return (length + lanes - 1) / lanes;
+}
+
+// Entries of the exchanged vector, each of four rows; zeros where a group has no term.
+__device__ __forceinline__ int entries_of(int terms, int lanes) {
+    return (terms + GROUP - 1) / GROUP * GROUP * lanes;
+}
+
+// A vector in one load: from a reference the compiler would load each value where it is used.
+template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> loaded(const Vector<T, N>& from) {
+    const auto word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(&from);
+    Vector<T, N> vector;
+    memcpy(&vector, &word, sizeof word);
+    return vector;
+}
+
+// The weights of a lane: terms of four weights, the first in registers, the rest in shared memory.
+// In registers halves are wide, too: they would be widened anew at every step, or, as compilers
+// see it, once before all steps.
+template <typename S, int kept_terms>
+struct Terms {
+    using Four = Vector<S, 4>;
+    static_assert(kept_terms % GROUP == 0, "registers hold whole groups");
+
+    Vector<float, 4> kept[kept_terms > 0 ? kept_terms : 1];
+    Four* rest;  // [terms - kept_terms, threads], this lane's first
+    int terms;
+
+    // weights(j) returns the four weights of term j, zeros where there is none.
+    template <typename Weights>
+    __device__ __forceinline__ void fetch(int count, Four* shared, const Weights& weights) {
+        terms = count, rest = shared + threadIdx.x;
+#pragma unroll
+        for (int j = 0; j < kept_terms; ++j) kept[j] = widened(weights(j));
+        for (int j = kept_terms; j < terms; ++j)
+            store(reinterpret_cast<S*>(rest + (j - kept_terms) * blockDim.x), weights(j));
+    }
+
+    // use(w, v) for the four weights w of every term and the value v of all rows it is for.
+    // vector: this lane's first entry; the next is `lanes` further.
+    template <typename Use>
+    __device__ __forceinline__ void for_each(const Vector<float, ROWS>* vector, int lanes,
+                                             const Use& use) const {
+#pragma unroll
+        for (int j = 0; j < kept_terms; ++j) {
+            if (j % GROUP == 0 && j >= terms) break;
+            use(kept[j], loaded(vector[j * lanes]));
+        }
+        const Four* here = rest;
+        // Two loads from shared memory take longer than what a loop adds; more would spill.
+#pragma unroll 1
+        for (int j = kept_terms; j < terms; ++j) {
+            use(widened(loaded(*here)), loaded(vector[j * lanes]));
+            here += blockDim.x;
+        }
+    }
+
+    static __device__ __forceinline__ Vector<float, 4> widened(const Four& weights) {
+        Vector<float, 4> wide;
+#pragma unroll
+        for (int n = 0; n < 4; ++n) wide[n] = widen(weights[n]);
+        return wide;
+    }
+};
+
+// Add the sums of two lanes that differ in `bit` and leave each with half of them, the lane that
+// has the bit with the upper half.
+template <int N>
+__device__ __forceinline__ void halve(const float (&from)[2 * N], float (&to)[N], int bit) {
+    const bool upper = threadIdx.x & bit;
+#pragma unroll
+    for (int n = 0; n < N; ++n) {
+        const float kept = upper ? from[n + N] : from[n], sent = upper ? from[n] : from[n + N];
+        to[n] = kept + __shfl_xor_sync(ALL, sent, bit);
+    }
+}
+
+// The times of one row that lie in a range of steps. A reverse direction begins at the row's own
+// last valid time.
+struct Times {
+    int first;  // of the first step
+    int count;
+    int sign;   // from one step to the next
+
+    __device__ __forceinline__ Times(const long long* lengths, long long row, int B, int T,
+                                     int start, int stop, bool backwards) {
+        const int low = backwards ? T - stop : start, high = backwards ? T - start : stop;
+        long long end = 0;
+        if (row < B) end = lengths == nullptr || lengths[row] > high ? high : lengths[row];
+        count = end > low ? static_cast<int>(end) - low : 0;
+        first = backwards ? static_cast<int>(end) - 1 : low;
+        sign = backwards ? -1 : 1;
+    }
+
+    // Steps of the longest row of the block: every warp has all of them.
+    __device__ __forceinline__ int longest() const {
+        int most = count;
+#pragma unroll
+        for (int bit = 1; bit < ROWS; bit *= 2) {
+            const int other = __shfl_xor_sync(ALL, most, bit);
+            most = other > most ? other : most;
+        }
+        return most;
+    }
+};

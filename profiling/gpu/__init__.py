@@ -1,0 +1,1 @@
+"""What `profiling/model.py` and `profiling/bench_gpu.py` share."""
