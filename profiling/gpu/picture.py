@@ -40,7 +40,7 @@ def draw(rows: Sequence[Row], path: Path, heading: str) -> None:
     figure.legend(
         handles=_legend(rows, batches, dtypes),
         loc="outside lower center",
-        ncols=4,
+        ncols=3,
         frameon=False,
         fontsize=8.5,
     )
