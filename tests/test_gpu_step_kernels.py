@@ -16,7 +16,10 @@ from cupy_lstm.kernels import OPTIONS, SUMMED, VECTOR_BYTES
 
 FUNCTIONS = ("step_gates", "step_projection")
 INSTANTIATIONS = [(f, scalar, rows) for f in FUNCTIONS for scalar in SUMMED for rows in single.ROWS]
-REGISTERS = {"step_gates": 65536 // (3 * 128) // 8 * 8, "step_projection": 65536 // (3 * 256) // 8 * 8}
+REGISTERS = {
+    "step_gates": 65536 // (3 * 128) // 8 * 8,
+    "step_projection": 65536 // (3 * 256) // 8 * 8,
+}
 """Of a thread at most, for three blocks on a multiprocessor, as its launch bounds have it."""
 
 WRITTEN = {
@@ -104,7 +107,8 @@ FAULTS = {
                          "const long long row = 1000000 * r;"),
     "an element too many": (ODD, "k < K; k +=", "k <= K; k +="),
     "half of the elements": (VECTORS, "k += WARP * width", "k += 2 * WARP * width"),
-    "vectors counted as elements": (VECTORS, "threadIdx.x % WARP * width; k", "threadIdx.x % WARP; k"),
+    "vectors counted as elements": (VECTORS, "threadIdx.x % WARP * width; k",
+                                    "threadIdx.x % WARP; k"),
     "vectors where there are none": (ODD, "if (wide_h)", "if (true)"),
     "a sum twice": (ODD, "(upper ? high : low) +", "(upper ? high : low) * 2 +"),
     "the other half kept": (ODD, "(upper ? high : low) +", "(upper ? low : high) +"),
@@ -122,7 +126,7 @@ FAULTS = {
     "padding not zero": (ODD, "y_unit] = held ? S{} : h;", "y_unit] = h;"),
     "cells not zero": (ODD, "held ? A(0) : cell.c;", "cell.c;"),
     "outputs of one block": (PROJECTED, "blockIdx.x % output_blocks * WARP", "0"),
-    "an output too many": (PROJECTED, "    if (p < P)\n", "    if (p <= P)\n"),
+    "an output too many": (PROJECTED, "|| p >= P) return;", "|| p > P) return;"),
     "a part left out": (PROJECTED, "n < PARTS; ++n) sum", "n < PARTS - 1; ++n) sum"),
     "no barrier": (PROJECTED, "    __syncthreads();\n", ""),
     "h not held by the projection": (PROJECTED, "h_after[state] = held ? h_before[state] : h;",
