@@ -52,7 +52,7 @@ struct Terms {
 #pragma unroll
         for (int j = 0; j < kept_terms; ++j) kept[j] = widened(weights(j));
         for (int j = kept_terms; j < terms; ++j)
-            store(reinterpret_cast<S*>(rest + (j - kept_terms) * blockDim.x), weights(j));
+            store_shared(rest + (j - kept_terms) * blockDim.x, weights(j));
     }
 
     // use(w, v) for the four weights w of every term and the value v of all rows it is for.

@@ -23,9 +23,18 @@ __device__ __forceinline__ Vector<T, N> load(const T* from) {
     return *reinterpret_cast<const Vector<T, N>*>(from);
 }
 
+// To global memory only: __stwb is the instruction st.global, which a plain store becomes there, too.
 template <typename T, int N>
 __device__ __forceinline__ void store(T* to, const Vector<T, N>& vector) {
     typename Word<sizeof(T) * N>::type word;
     memcpy(&word, &vector, sizeof word);
-    __stwb(reinterpret_cast<decltype(word)*>(to), word);  // .wb is what a plain store does
+    __stwb(reinterpret_cast<decltype(word)*>(to), word);
+}
+
+// To shared memory.
+template <typename T, int N>
+__device__ __forceinline__ void store_shared(Vector<T, N>* to, const Vector<T, N>& vector) {
+    typename Word<sizeof(T) * N>::type word;
+    memcpy(&word, &vector, sizeof word);
+    *reinterpret_cast<decltype(word)*>(to) = word;
 }

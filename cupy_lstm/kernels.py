@@ -188,7 +188,7 @@ class Kernel:
         self.expression = f"{function}<{', '.join(template)}>"
         self.parameters = signature(file, function, template)
         self._functions: dict[int, Any] = {}
-        self._shared_bytes: dict[int, int] = {}
+        self._asked: set[int] = set()  # devices where it may use all shared memory there is
 
     def launch(self, items: int, *arguments: Any) -> None:
         """Run on the current device and stream, with one thread for each item.
@@ -236,9 +236,10 @@ class Kernel:
         if 0 in grid:
             return
         function = self.function(device)
-        if shared_bytes > self._shared_bytes.get(device, UNASKED_SHARED_BYTES):
-            function.max_dynamic_shared_size_bytes = shared_bytes
-            self._shared_bytes[device] = shared_bytes
+        if shared_bytes > UNASKED_SHARED_BYTES and device not in self._asked:
+            # For all there is: threads with layers of different sizes share a kernel.
+            function.max_dynamic_shared_size_bytes = _most_shared_bytes(device)
+            self._asked.add(device)
         function(grid, (threads,), converted, shared_mem=shared_bytes)
 
     def _checked(self, arguments: tuple[Any, ...]) -> tuple[int, list[Any]]:
@@ -298,6 +299,14 @@ class Kernel:
         if not strided and not array.flags.c_contiguous:
             raise ValueError(f"{where} must be contiguous, received strides {array.strides}")
         return array
+
+
+def _most_shared_bytes(device: int) -> int:
+    """Return the most shared memory a block of a device can ask for."""
+    import cupy
+
+    most: int = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+    return most
 
 
 class Rows:

@@ -47,9 +47,10 @@ class LSTMStream:
     Streams of one LSTM are independent. One stream serves one thread at a time; threads that
     share it need a lock of their own around each call.
 
-    On CuPy everything runs in the current stream of CUDA, and nothing synchronises. The state stays
-    where it is in memory. Calls with one step replay a CUDA graph of all layers (`engine`
-    ``"single"``, see `cupy_lstm.plan`), which the second one records. A call can itself be
+    On CuPy everything runs in the current stream of CUDA, and nothing synchronises: make, call and
+    refresh it in one CUDA stream, or order those with events. The state stays where it is in
+    memory. Calls with one step replay a CUDA graph of all layers where the engine ``"single"``
+    serves them (see `cupy_lstm.plan`), which the second one records. A call can itself be
     captured, after one that was not, and given `out`: every replay then goes on from the state it
     finds. Such a graph must not be replayed after `refresh`, or when this object is gone.
 

@@ -27,6 +27,7 @@ EXPECTED = {
     "misaligned_vector": (device.MisalignedError, r"'struct float4'.*no multiple of 16"),
     "index_past_the_end": (device.OutOfBoundsError, r"index \d+ out of bounds of 'float \[4\]'"),
     "past_dynamic_memory": (device.OutOfBoundsError, "past the end of its extern __shared__"),
+    "shared_store_to_global": (device.OutOfBoundsError, "global memory, given shared memory"),
     "null_pointer": (device.MemoryFaultError, "null pointer"),
     "no_such_memory": (device.MemoryFaultError, "illegal memory access"),
     "division_by_zero": (device.MemoryFaultError, "integer division by zero"),

@@ -73,10 +73,16 @@ def test_nothing_spills_and_the_register_file_holds_a_block(compiled, function, 
 def test_memory_instructions(compiled, function, architecture):
     """Nothing that is written is read through the path that sees no writes; 16 bytes at once."""
     chosen(architecture)
-    expression, _ = INSTANTIATIONS[function][0]
-    module, _ = compiled(function, expression, architecture)
     names = [p.name for p in kernels.signature(FILES[function], function, ("float", "16", "256"))]
+    for expression, _ in INSTANTIATIONS[function]:
+        module, _ = compiled(function, expression, architecture)
+        assert_memory_instructions(module, expression, function, names)
+
+
+def assert_memory_instructions(module, expression, function, names):
     accesses = module.accesses(expression)
+    # What is of no parameter is in shared memory.
+    assert all(a.parameters for a in accesses if a.space == "global"), expression
     written = {names[n] for a in accesses if a.writes for n in a.parameters}
     cached = {names[n] for a in accesses if a.non_coherent for n in a.parameters}
     assert written & WRITTEN[function] == WRITTEN[function]
@@ -85,7 +91,8 @@ def test_memory_instructions(compiled, function, architecture):
     # The exchanged vector, of four rows, and the four weights of a term.
     shared = [a for a in accesses if a.space == "shared" and a.kind == "ld"]
     assert shared
-    assert not [a for a in shared if a.bytes != 16]
+    weights = 16 if "<float" in expression else 8
+    assert not [a for a in shared if a.bytes not in (16, weights)], expression
     assert ".f64" not in module.ptx
 
 

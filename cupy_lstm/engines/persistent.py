@@ -3,7 +3,8 @@
 A block of threads holds the recurrent weights of one direction and takes a few batch rows through
 the whole sequence; blocks never wait for each other. The input projection is one GEMM before it,
 or, for a small input, part of the kernel: then a pass is nothing but that kernel, and a CUDA graph
-can hold it. The kernels are in ``cuda/recurrence_block*.cu``.
+can hold it. Where a bidirectional sequence is run in chunks, the directions are at different times,
+and each has GEMMs of its own with the input. The kernels are in ``cuda/recurrence_block*.cu``.
 """
 
 from functools import cache

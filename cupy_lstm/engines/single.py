@@ -70,14 +70,13 @@ class LayerStep:
     def __init__(self, weights: LayerWeights, batch: int, reverse: Directions = (False,)) -> None:
         xp, like = array_module(weights.weight_hh), weights.weight_hh
         self._weights = LayerWeights(
-            *(None if one is None else xp.ascontiguousarray(one) for one in weights)
+            *(None if one is None else _aligned(xp.ascontiguousarray(one)) for one in weights)
         )
         self._shape = layer_shape(1, batch, weights)
         _, B, _, H, P, D = self._shape
         self._reverse = sum(1 << d for d, backwards in enumerate(reverse) if backwards)
         self._wide = tuple(
-            int(_fills_vectors(one.shape[2], one.itemsize) and one.data.ptr % VECTOR_BYTES == 0)
-            for one in self._weights[:2]
+            int(_fills_vectors(one.shape[2], one.itemsize)) for one in self._weights[:2]
         )
         rows = next((n for n in ROWS if n >= B), ROWS[-1])
         tiles = -(-B // rows)
@@ -170,6 +169,11 @@ def _readable(array: Array) -> Array:
     if dense and (aligned or not _fills_vectors(F, itemsize)):
         return array
     return array.copy("C")
+
+
+def _aligned(array: Array) -> Array:
+    """Return a contiguous array that begins with a whole vector: itself, or a copy."""
+    return array.copy() if array.data.ptr % VECTOR_BYTES else array
 
 
 def _strided(array: Array | None) -> Strided | None:

@@ -13,6 +13,7 @@ enum Fault {
     misaligned_vector,
     index_past_the_end,
     past_dynamic_memory,
+    shared_store_to_global,
     null_pointer,
     no_such_memory,
     division_by_zero,
@@ -47,6 +48,7 @@ extern "C" __global__ void fault(int which, float* p, unsigned* words, int zero)
         p[0] = reinterpret_cast<float4*>(p + 1)->x;                  // misaligned_vector
     if (which == index_past_the_end) held[i] = 1;                    // index_past_the_end
     if (which == past_dynamic_memory) dynamic[i] = 1;                // past_dynamic_memory
+    if (which == shared_store_to_global) __stwb(held, 1.0f);         // shared_store_to_global
     if (which == null_pointer) *reinterpret_cast<float*>(zero) = 1;  // null_pointer
     if (which == no_such_memory) p[(1ll << 44) + zero] = 1;          // no_such_memory
     if (which == division_by_zero) p[0] = 7 / zero;                  // division_by_zero

@@ -130,6 +130,21 @@ void* map_shared(const void* address, unsigned rank, Site site) {
          show(site) + ": the address is not in this block's shared memory");
 }
 
+void require_global(const volatile void* address, Site site) {
+    const Block& own = *running()->block;
+    const LaunchRequest& request = *launch->request;
+    const auto* place = static_cast<const volatile char*>(address);
+    auto inside = [&](const char* memory, size_t bytes) {
+        return memory && place >= memory && place < memory + bytes;
+    };
+    bool shared = inside(own.dynamic, request.dynamic_shared);
+    for (unsigned i = 0; i < request.slot_count; ++i)
+        shared = shared || inside(own.slots[i], request.slots[i].bytes);
+    if (shared)
+        fail(ErrorKind::out_of_bounds,
+             show(site) + ": an instruction for global memory, given shared memory");
+}
+
 // --- signals -------------------------------------------------------------------------------------
 
 bool poll(const volatile void* address, uint64_t bits, Site site);  // scheduler.cpp

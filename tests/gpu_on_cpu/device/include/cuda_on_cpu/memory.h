@@ -157,6 +157,7 @@ inline void __nanosleep(unsigned, BED_CALLER) { bed::sleep(BED_SITE("__nanosleep
 namespace bed {
 template <class T>
 T hinted_load(const T* address, Site site) {
+    require_global(address, site);
     maybe_yield(site);
     T value = *address;
     // The data may be the signal, and be polled.
@@ -172,6 +173,7 @@ T hinted_load(const T* address, Site site) {
 #define BED_STORE(name)                                            \
     template <class T>                                             \
     void name(T* address, bed::same<T> value, BED_CALLER) {        \
+        bed::require_global(address, BED_SITE(#name));             \
         *address = value;                                          \
         bed::stored(address, bed::Scope::device, BED_SITE(#name)); \
     }
@@ -181,27 +183,33 @@ BED_STORE(__stcg)
 BED_STORE(__stwt)
 // These may be served by an SM's own cache, so they can poll nothing.
 template <class T>
-T __ldg(const T* address) {
+T __ldg(const T* address, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__ldg"));
     return *address;
 }
 template <class T>
-T __ldca(const T* address) {
+T __ldca(const T* address, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__ldca"));
     return *address;
 }
 template <class T>
-T __ldcs(const T* address) {
+T __ldcs(const T* address, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__ldcs"));
     return *address;
 }
 template <class T>
-T __ldlu(const T* address) {
+T __ldlu(const T* address, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__ldlu"));
     return *address;
 }
 template <class T>
-void __stwb(T* address, bed::same<T> value) {
+void __stwb(T* address, bed::same<T> value, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__stwb"));
     *address = value;
 }
 template <class T>
-void __stcs(T* address, bed::same<T> value) {
+void __stcs(T* address, bed::same<T> value, BED_CALLER) {
+    bed::require_global(address, BED_SITE("__stcs"));
     *address = value;
 }
 #undef BED_LOAD

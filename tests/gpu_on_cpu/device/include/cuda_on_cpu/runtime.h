@@ -100,6 +100,8 @@ void* dynamic_shared();
 void* static_shared(int slot);
 // Where the block `rank` of this cluster keeps what this block keeps at `address`.
 void* map_shared(const void* address, unsigned rank, Site site);
+// For what is an instruction for global memory: fails if the address is in shared memory.
+void require_global(const volatile void* address, Site site);
 
 // --- errors --------------------------------------------------------------------------------------
 
