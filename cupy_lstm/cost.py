@@ -25,8 +25,8 @@ SCHEDULERS = 4
 
 STEP_INSTRUCTIONS = {"forward": 380, "backward": 370}
 """Instructions of a warp in a step beside products and loads of the vector and the weights: gates,
-exchange, addresses. As `profiling/model.py --sass` counts them for sm_90, each once, though some
-lie in branches that are rarely taken."""
+exchange, addresses. The middle of what `profiling/model.py --sass` counts for sm_90, 350 to 420 by
+tile and dtype, each once, though some lie in branches that are rarely taken."""
 
 SHARED_TERM_INSTRUCTIONS = 6
 """The same for a term whose weights lie in shared memory: addresses, and the loop."""
@@ -195,7 +195,9 @@ def float32_lanes(device: DeviceFacts) -> int:
 def flops_per_second(device: DeviceFacts, dtype: str) -> float:
     """Return the highest rate of a GEMM: tensor cores for half types, exact float32 else.
 
-    Half types by compute capability, from the published rates without sparsity.
+    Half types by compute capability, without sparsity, at the clock of float32: an upper bound,
+    7 or 8 % above the published rates of H100 and B200, whose tensor cores run slower, and twice
+    that of laptop cards, which halve it for sums of float32.
     """
     if dtype in ("float16", "bfloat16"):
         rates = (((9, 0), 4096), ((8, 6), 1024), ((8, 0), 2048), ((0, 0), 1024))
