@@ -32,6 +32,9 @@ CASES = [
     Case("units", T=9, B=1, I=11, H=256, states=True, upstream=EVERY),
     Case("units-and-a-bit", T=9, B=2, I=11, H=201, states=True, upstream=EVERY),
     Case("units-lengths", T=9, B=3, H=200, states=True, upstream=EVERY, lengths=(4, 0, 9)),
+    # So large weights that they do so with many rows, too.
+    Case("large", T=4, B=17, I=11, H=256, states=True, upstream=EVERY),
+    Case("large-lengths", T=9, B=17, I=32, H=257, states=True, upstream=EVERY, lengths=LENGTHS),
     Case("units-both", T=9, B=1, H=256, bidirectional=True, states=True, upstream=EVERY),
     Case("fewer-rows-than-threads", T=9, B=2, H=30, P=7, upstream=EVERY),
 ]

@@ -1,7 +1,8 @@
 """The engine for CPUs: one compiled sweep over all steps, in SIMD vectors.
 
-Weights are packed once a call; each thread takes a slice of the batch through all steps, the
-sums of a step and its gates stay in registers and the nearest cache, and padding costs nothing.
+Weights are packed once a call; each thread takes a slice of the batch through all steps, or some
+units of all rows where rows are few or the weights large; the sums of a step and its gates stay in
+registers and the nearest cache, and padding costs nothing.
 The parts are in `cupy_lstm.simd`.
 """
 
