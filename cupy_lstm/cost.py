@@ -8,10 +8,10 @@ rates, instructions counted in compiled kernels (`STEP_INSTRUCTIONS`), and assum
 
 from typing import NamedTuple
 
-from cupy_lstm.blocks import BlockPass, Blocks
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
-from cupy_lstm.tiles import ITEMSIZE, ROWS
+from cupy_lstm.persistent.blocks import BlockPass, Blocks
+from cupy_lstm.persistent.tiles import ITEMSIZE, ROWS
 
 WARP = 32
 SHARED_BYTES_A_CLOCK = 128

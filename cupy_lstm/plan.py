@@ -7,11 +7,11 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 from dataclasses import dataclass
 from functools import cache
 
-from cupy_lstm.blocks import Blocks, blocks_for
 from cupy_lstm.checks import checked_choice
 from cupy_lstm.cost import Cost, step_cost
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
+from cupy_lstm.persistent.blocks import Blocks, blocks_for
 from cupy_lstm.workspace import (
     fixed_bytes,
     persistent_fixed_bytes,

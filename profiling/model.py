@@ -23,7 +23,7 @@ from gpu.sass import instructions, step_loop  # isort: skip
 
 from cupy_lstm.device import CARDS, DeviceFacts, current_device
 from cupy_lstm.kernels import SCALARS
-from cupy_lstm.tiles import TILES, BlockTile
+from cupy_lstm.persistent.tiles import TILES, BlockTile
 
 HERE = "here"
 DTYPES = ("float32", "float16", "bfloat16")

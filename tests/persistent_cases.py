@@ -5,10 +5,11 @@ from cases import CASES, Case, results
 from gpu_cases import assert_device_case, call, on_host, prepared
 from gpu_on_cpu import record
 
-from cupy_lstm import engine, plan, tiles
-from cupy_lstm.blocks import blocks_for
+from cupy_lstm import engine, plan
 from cupy_lstm.device import CARDS
 from cupy_lstm.engines import persistent
+from cupy_lstm.persistent import tiles
+from cupy_lstm.persistent.blocks import blocks_for
 
 DTYPES = tuple(tiles.ITEMSIZE)
 each_dtype = pytest.mark.parametrize("dtype", DTYPES)

@@ -24,7 +24,7 @@ from cupy_lstm import LSTM, engine, no_grad
 from cupy_lstm.device import CARDS
 from cupy_lstm.engines import persistent, stepwise
 from cupy_lstm.notation import LayerWeights, PerWeight
-from cupy_lstm.tiles import block_capacity
+from cupy_lstm.persistent.tiles import block_capacity
 
 pytestmark = pytest.mark.gpu_on_cpu
 

@@ -10,7 +10,7 @@ from test_gpu_nvrtc import chosen, each_architecture
 from cupy_lstm import kernels
 from cupy_lstm.engines.persistent import FILES
 from cupy_lstm.kernels import OPTIONS, SCALARS
-from cupy_lstm.tiles import ITEMSIZE, TILES
+from cupy_lstm.persistent.tiles import ITEMSIZE, TILES
 
 pytestmark = pytest.mark.gpu_on_cpu
 

@@ -174,7 +174,8 @@ import sys
 from gpu_on_cpu import install
 cupy = install()
 import numpy as np
-from cupy_lstm import kernels, tiles
+from cupy_lstm import kernels
+from cupy_lstm.persistent import tiles
 from cupy_lstm.engines import persistent
 from cupy_lstm.notation import LayerWeights, PerWeight
 resolved, (old, new, inside, dtype) = kernels.resolved, sys.argv[1:]

@@ -21,8 +21,8 @@ from gpu.rows import SIZES, predicted, read_csv, table, write_csv
 from cupy_lstm.cost import STEP_INSTRUCTIONS
 from cupy_lstm.device import CARDS
 from cupy_lstm.notation import Shape
+from cupy_lstm.persistent.tiles import TILES
 from cupy_lstm.plan import plan_sweep
-from cupy_lstm.tiles import TILES
 
 LISTING = """
 .text.kernel:

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cupy_lstm import explain_plan, plan
-from cupy_lstm.blocks import blocks_for
 from cupy_lstm.cost import blocks_at_once, step_cost
 from cupy_lstm.device import CARDS
 from cupy_lstm.notation import Shape
+from cupy_lstm.persistent.blocks import blocks_for
+from cupy_lstm.persistent.tiles import ROWS, TILES, block_capacity
 from cupy_lstm.plan import ENGINES, FEW_STEPS, LAUNCH_STEPS, WORKSPACE_LIMIT, plan_sweep
-from cupy_lstm.tiles import ROWS, TILES, block_capacity
 from cupy_lstm.workspace import persistent_fixed_bytes, persistent_step_bytes
 
 

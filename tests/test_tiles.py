@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cupy_lstm import kernels, tiles
+from cupy_lstm import kernels
 from cupy_lstm.device import CARDS
-from cupy_lstm.tiles import (
+from cupy_lstm.persistent import tiles
+from cupy_lstm.persistent.tiles import (
     ITEMSIZE,
     TILES,
     BlockTile,

@@ -10,14 +10,14 @@ and each has GEMMs of its own with the input. The kernels are in ``cuda/recurren
 from functools import cache
 
 from cupy_lstm.backend import Array, array_module
-from cupy_lstm.blocks import Blocks, blocks_for
 from cupy_lstm.device import device_facts
 from cupy_lstm.gemm import matmul
 from cupy_lstm.kernels import SCALARS, Kernel, Strided
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
-from cupy_lstm.places import Layout, groups
+from cupy_lstm.persistent.blocks import Blocks, blocks_for
+from cupy_lstm.persistent.places import Layout, groups
+from cupy_lstm.persistent.products import Products, Tape, valid_times
 from cupy_lstm.plan import LAUNCH_STEPS
-from cupy_lstm.products import Products, Tape, valid_times
 from cupy_lstm.steps import Directions
 
 FILES = {

@@ -1,7 +1,7 @@
 """The largest layers whose recurrent weights stay on the chip, card by card."""
 
 from cupy_lstm.device import CARDS
-from cupy_lstm.tiles import block_capacity
+from cupy_lstm.persistent.tiles import block_capacity
 
 HEADER = "| card | shared memory a block | float32 | float16, bfloat16 |\n|---|---|---|---|"
 

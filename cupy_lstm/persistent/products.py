@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from cupy_lstm.backend import Array, array_module
 from cupy_lstm.gemm import matmul_add
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
-from cupy_lstm.places import Layout, groups
+from cupy_lstm.persistent.places import Layout, groups
 from cupy_lstm.steps import Directions
 
 

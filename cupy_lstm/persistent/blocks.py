@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
-from cupy_lstm.tiles import (
+from cupy_lstm.persistent.tiles import (
     BACKWARD_LANES,
     ITEMSIZE,
     LANES,
