@@ -11,6 +11,8 @@ from typing import NamedTuple
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.persistent.blocks import BlockPass, Blocks
+from cupy_lstm.persistent.team_cost import BARRIERS, shared_traffic, step_clocks
+from cupy_lstm.persistent.teams import Teams
 from cupy_lstm.persistent.tiles import ITEMSIZE, ROWS
 
 WARP = 32
@@ -90,7 +92,7 @@ def step_cost(
     dtype: str,
     device: DeviceFacts | None,
     engine: str,
-    blocks: Blocks | None,
+    launch: Blocks | Teams | None,
     training: bool,
     backward: bool = False,
 ) -> Cost:
@@ -106,8 +108,8 @@ def step_cost(
         Where it runs; None where that is no GPU or not known, and then there are no times.
     engine : str
         Which engine runs it.
-    blocks : Blocks or None
-        Those of the engine persistent, None for any other.
+    launch : Blocks, Teams or None
+        What the engine persistent launches, None for any other.
     training : bool
         Whether the forward pass keeps a tape.
     backward : bool
@@ -115,7 +117,7 @@ def step_cost(
     """
     flops, memory = step_flops(shape, backward), step_memory_bytes(shape, dtype, training, backward)
     floor = floor_us(shape, dtype, device, training, backward)
-    if blocks is None:
+    if launch is None:
         _, _, I, H, P, D = shape  # noqa: E741
         projection = H * P if P != H else 0
         weights = D * (4 * H * (P + (I if engine == "single" else 0)) + projection)
@@ -123,22 +125,32 @@ def step_cost(
         if launches and P != H:
             launches += 1
         return Cost(flops, memory, weights * element_bytes(dtype), 0, 0, launches, floor, None)
-    moved = blocks.grid[0] * blocks.grid[1] * _shared_bytes(blocks, dtype, backward)
-    if not blocks.inside and not backward:
+    if not launch.inside and not backward:
         # The input projection is written by a GEMM and read by the kernel.
         memory += 2 * 4 * shape.B * shape.D * 4 * shape.H
+    moved = launch.grid[0] * launch.grid[1]
+    if isinstance(launch, Teams):
+        work = launch.backward if backward else launch.forward
+        each = launch.tiles * shared_traffic(launch, work, ITEMSIZE[dtype])
+        moved *= each * (shape.D // launch.directions)
+        barriers = BARRIERS[launch.tier] * launch.tiles
+    else:
+        moved *= _shared_bytes(launch, dtype, backward)
+        barriers = 1
     predicted = None
     if device is not None and device.clock_hz and device.memory_bandwidth:
         outside = flops - recurrent_flops(shape)
-        if blocks.inside and not backward:
+        if launch.inside and not backward:
             outside = 0
-        seconds = max(
-            _recurrence_seconds(blocks, dtype, device, backward),
-            memory / device.memory_bandwidth,
-        )
+        if isinstance(launch, Teams):
+            clocks = step_clocks(launch, work, device, ITEMSIZE[dtype], shape.D)
+            recurrence = clocks / device.clock_hz
+        else:
+            recurrence = _recurrence_seconds(launch, dtype, device, backward)
+        seconds = max(recurrence, memory / device.memory_bandwidth)
         seconds += outside / flops_per_second(device, dtype)
         predicted = seconds / MICROSECOND
-    return Cost(flops, memory, 0, moved, 1, 0, floor, predicted)
+    return Cost(flops, memory, 0, moved, barriers, 0, floor, predicted)
 
 
 def recurrent_flops(shape: Shape) -> int:

@@ -7,6 +7,8 @@ those numbers of the device that is.
 from dataclasses import dataclass
 from functools import cache
 
+from cupy_lstm.gemm import rounds_to_tf32
+
 KIB, MIB = 2**10, 2**20
 
 
@@ -34,6 +36,11 @@ class DeviceFacts:
         Highest clock, and bytes a second of the memory; 0 where the driver does not say.
     cluster_launch : bool
         Whether blocks can be launched in clusters.
+    cooperative_launch : bool
+        Whether all blocks of a launch can be made to run at once.
+    tf32 : bool
+        Whether products of float32 may round their operands to TF32: no property of the device, but
+        of CuPy on it, as CUPY_TF32=1 asks.
     """
 
     name: str
@@ -47,6 +54,8 @@ class DeviceFacts:
     clock_hz: float
     memory_bandwidth: float
     cluster_launch: bool
+    cooperative_launch: bool = True
+    tf32: bool = False
 
 
 # Multiprocessors, L2, boost clock and bandwidth: NVIDIA's architecture whitepapers (Turing, Ampere
@@ -84,7 +93,7 @@ GB)."""
 _MAX_THREADS_PER_BLOCK, _CLOCK_KHZ, _MULTIPROCESSORS = 1, 13, 16
 _MEMORY_CLOCK_KHZ, _MEMORY_BUS_BITS, _L2_BYTES = 36, 37, 38
 _MAJOR, _MINOR, _SHARED_PER_MULTIPROCESSOR, _REGISTERS = 75, 76, 81, 82
-_SHARED_PER_BLOCK_OPTIN, _CLUSTER_LAUNCH = 97, 120
+_COOPERATIVE_LAUNCH, _SHARED_PER_BLOCK_OPTIN, _CLUSTER_LAUNCH = 95, 97, 120
 
 
 def facts_for(module: str) -> DeviceFacts | None:
@@ -99,9 +108,27 @@ def current_device() -> DeviceFacts:
     return device_facts(cupy.cuda.device.get_device_id())
 
 
-@cache
+_without_clusters: dict[int, str] = {}
+
+
+def refuse_clusters(device: int, reason: str) -> None:
+    """Plan without clusters on a device from now on, though it says it launches them."""
+    _without_clusters[device] = reason
+    _read_facts.cache_clear()
+
+
+def refused_clusters() -> dict[int, str]:
+    """Return the devices on which a launch of clusters failed in this process, and how."""
+    return dict(_without_clusters)
+
+
 def device_facts(device: int) -> DeviceFacts:
-    """Return the facts of a device by its number, read once."""
+    """Return the facts of a device by its number; what its driver says is read once."""
+    return _read_facts(device, rounds_to_tf32())
+
+
+@cache
+def _read_facts(device: int, tf32: bool) -> DeviceFacts:
     from cupy.cuda import runtime
 
     def attribute(number: int) -> int:
@@ -122,5 +149,7 @@ def device_facts(device: int) -> DeviceFacts:
         clock_hz=1e3 * attribute(_CLOCK_KHZ),
         # Two transfers a clock, a byte for eight lines of the bus.
         memory_bandwidth=1e3 * attribute(_MEMORY_CLOCK_KHZ) * 2 * attribute(_MEMORY_BUS_BITS) / 8,
-        cluster_launch=bool(attribute(_CLUSTER_LAUNCH)),
+        cluster_launch=bool(attribute(_CLUSTER_LAUNCH)) and device not in _without_clusters,
+        cooperative_launch=bool(attribute(_COOPERATIVE_LAUNCH)),
+        tf32=tf32,
     )

@@ -86,7 +86,7 @@ def explain_plan(
             f"chunk, workspace {plan.workspace_bytes / 2**20:.1f} MiB: {plan.reason} "
             f"({ENGINES[plan.engine]})"
         )
-        lines += _blocks_lines(plan)
+        lines += _launch_lines(plan)
     return "\n".join(lines)
 
 
@@ -101,20 +101,20 @@ def _checked_device(device: DeviceFacts | str | None) -> DeviceFacts | None:
     return CARDS[checked_choice("device", device, tuple(CARDS))]
 
 
-def _blocks_lines(plan: Plan) -> list[str]:
+def _launch_lines(plan: Plan) -> list[str]:
     """Say what the engine persistent launches, and what a step costs; nothing for other engines."""
-    blocks, device = plan.blocks, plan.device
-    if blocks is None or device is None:
+    found, device = plan.launch, plan.device
+    if found is None or device is None:
         return []
-    passes = {"forward": (blocks.forward, False)}
+    passes = {"forward": (found.forward, False)}
     if plan.training:
-        passes["backward"] = blocks.backward, True
+        passes["backward"] = found.backward, True
     shared = " and ".join(f"{work.shared_bytes / 1024:.1f}" for work, _ in passes.values())
     launch = (
-        f"  {plan.tier} tier, {blocks.tile.name}: {blocks.grid[0]} x {blocks.grid[1]} blocks of "
-        f"{blocks.threads} threads on the {device.multiprocessors} multiprocessors of "
-        f"{device.name}, at most {blocks.registers} registers each, {shared} KiB of shared memory"
-        + (", input projected inside" if blocks.inside else "")
+        f"  {plan.tier} tier, {found.name}: {found.grid[0]} x {found.grid[1]} blocks of "
+        f"{found.threads} threads on the {device.multiprocessors} multiprocessors of "
+        f"{device.name}, at most {found.registers} registers each, {shared} KiB of shared memory"
+        + (", input projected inside" if found.inside else "")
     )
     costs = (f"{name} {_cost_text(plan.cost(back))}" for name, (_, back) in passes.items())
     return [launch, f"  a step by the model, not measured: {'; '.join(costs)}"]
@@ -124,7 +124,7 @@ def _cost_text(cost: Cost) -> str:
     """Return the counts of a step, and its times where they are known."""
     words = (
         f"{cost.flops / 1e6:.3g} MFLOP, {cost.memory_bytes / 1e3:.3g} kB of memory, "
-        f"{cost.barriers} barrier"
+        f"{cost.barriers} barrier{'s' if cost.barriers > 1 else ''}"
     )
     if cost.predicted_us is not None:
         words += f", {cost.predicted_us:.3g} us (floor {cost.floor_us:.2g})"

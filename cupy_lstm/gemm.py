@@ -52,6 +52,15 @@ def matmul_add(a: Array, b: Array, out: Array, product: Array) -> None:
         _cublas_gemm(a, b, out, add=True)
 
 
+def rounds_to_tf32() -> bool:
+    """Say whether float32 products on a GPU round their operands to TF32: CUPY_TF32=1 asks it."""
+    try:
+        _, _, wants_tf32 = _binding()
+    except ImportError:  # then nothing is multiplied
+        return False
+    return wants_tf32(numpy.dtype("float32"))
+
+
 def _cublas_gemm(a: Array, b: Array, out: Array, add: bool) -> None:
     D, M, N = out.shape
     K = a.shape[2]

@@ -142,7 +142,7 @@ def signature(file: str, function: str, template: tuple[str, ...]) -> list[Param
         Template arguments: ``("float", "4")``.
     """
     text = re.sub(r"//.*", "", source(file))
-    bounds = r"(?:__launch_bounds__\s*\([^)]*\)\s*)?"
+    bounds = r"(?:PLACED\s+)?(?:__launch_bounds__\s*\([^)]*\)\s*)?"
     found = re.search(
         rf"template\s*<([^>]*)>\s*__global__\s+void\s+{bounds}{function}\s*\(([^)]*)\)", text
     )
@@ -181,14 +181,28 @@ class Kernel:
         Where the kernel is, and what it is called.
     template : str
         Template arguments.
+    options : tuple of str
+        More options of the compiler, such as ``-DCLUSTER=4``.
+    cooperative : bool
+        Whether all blocks of a launch run at the same time; such a kernel may wait for them.
     """
 
-    def __init__(self, file: str, function: str, *template: str) -> None:
+    def __init__(
+        self,
+        file: str,
+        function: str,
+        *template: str,
+        options: tuple[str, ...] = (),
+        cooperative: bool = False,
+    ) -> None:
         self.file = file
+        self.options = OPTIONS + options
+        self.cooperative = cooperative
         self.expression = f"{function}<{', '.join(template)}>"
         self.parameters = signature(file, function, template)
         self._functions: dict[int, Any] = {}
         self._asked: set[int] = set()  # devices where it may use all shared memory there is
+        self._resident: dict[tuple[int, int, int], int] = {}
 
     def launch(self, items: int, *arguments: Any) -> None:
         """Run on the current device and stream, with one thread for each item.
@@ -231,6 +245,8 @@ class Kernel:
         ------
         TypeError, ValueError
             As for `launch`.
+        RuntimeError
+            If the launch is cooperative and the device does not hold all blocks at once.
         """
         device, converted = self._checked(arguments)
         if 0 in grid:
@@ -240,7 +256,29 @@ class Kernel:
             # For all there is: threads with layers of different sizes share a kernel.
             function.max_dynamic_shared_size_bytes = _most_shared_bytes(device)
             self._asked.add(device)
+        if self.cooperative:
+            self._check_residency(device, grid, threads, shared_bytes)
         function(grid, (threads,), converted, shared_mem=shared_bytes)
+
+    def _check_residency(
+        self, device: int, grid: tuple[int, int], threads: int, shared_bytes: int
+    ) -> None:
+        """Raise if the blocks do not all fit on the device: CuPy would only launch fewer."""
+        key = device, threads, shared_bytes
+        if key not in self._resident:
+            import cupy
+
+            each = cupy.cuda.driver.occupancyMaxActiveBlocksPerMultiprocessor(
+                self.function(device).kernel.ptr, threads, shared_bytes
+            )
+            most = cupy.cuda.Device(device).attributes["MultiProcessorCount"]
+            self._resident[key] = each * most
+        if grid[0] * grid[1] > self._resident[key]:
+            raise RuntimeError(
+                f"{self.expression} needs {grid[0] * grid[1]} blocks at the same time, but device "
+                f"{device} holds {self._resident[key]}: force another engine, such as "
+                "cupy_lstm.engine('stepwise')"
+            )
 
     def _checked(self, arguments: tuple[Any, ...]) -> tuple[int, list[Any]]:
         """Return the current device, and the arguments as the kernel takes them."""
@@ -263,7 +301,10 @@ class Kernel:
             import cupy
 
             module = cupy.RawModule(
-                code=resolved(self.file), options=OPTIONS, name_expressions=(self.expression,)
+                code=resolved(self.file),
+                options=self.options,
+                name_expressions=(self.expression,),
+                enable_cooperative_groups=self.cooperative,
             )
             try:
                 self._functions[device] = module.get_function(self.expression)

@@ -11,7 +11,10 @@ from cupy_lstm.checks import checked_choice
 from cupy_lstm.cost import Cost, step_cost
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
-from cupy_lstm.persistent.blocks import Blocks, blocks_for
+from cupy_lstm.persistent.blocks import Blocks
+from cupy_lstm.persistent.teams import TENSOR, Teams
+from cupy_lstm.persistent.tiers import tier_for
+from cupy_lstm.persistent.tiles import ITEMSIZE
 from cupy_lstm.workspace import (
     fixed_bytes,
     persistent_fixed_bytes,
@@ -61,6 +64,10 @@ STEP_PRODUCTS = 2**29
 """Multiplications of a step up to which the engine single is chosen; beyond it the products of
 cuBLAS are worth their launches. A choice, not a measurement: 18 us at 60 TFLOP/s."""
 
+TEAM_PRODUCTS, TENSOR_FACTOR = 2**30, 8
+"""The same for teams of the engine persistent, whose arithmetic is no faster than that of cuBLAS:
+36 us at 60 TFLOP/s. On tensor cores so many times more."""
+
 NO_TAPE = "it keeps nothing for a backward pass: call inside `with cupy_lstm.no_grad():`"
 
 NO_DEVICE = "no device is given whose limits it could keep"
@@ -84,7 +91,7 @@ class Plan:
         What it is for.
     device : DeviceFacts or None
         The GPU it is for; None for a CPU, or where it is not known.
-    blocks : Blocks or None
+    launch : Blocks, Teams or None
         What the engine persistent launches.
     """
 
@@ -96,12 +103,16 @@ class Plan:
     dtype: str
     training: bool
     device: DeviceFacts | None = None
-    blocks: Blocks | None = None
+    launch: Blocks | Teams | None = None
 
     @property
     def tier(self) -> str | None:
-        """Where the recurrent weights stay: ``"block"``, on one multiprocessor; None: nowhere."""
-        return None if self.blocks is None else "block"
+        """Where the recurrent weights stay; None: nowhere.
+
+        ``"block"``: on one multiprocessor; ``"cluster"`` and ``"grid"``: on several that exchange
+        after each step through their shared memory, or through that of the device.
+        """
+        return None if self.launch is None else self.launch.tier
 
     @property
     def chunks(self) -> int:
@@ -111,16 +122,18 @@ class Plan:
     def cost(self, backward: bool = False) -> Cost:
         """Return what a step of a pass costs."""
         return step_cost(
-            self.shape, self.dtype, self.device, self.engine, self.blocks, self.training, backward
+            self.shape, self.dtype, self.device, self.engine, self.launch, self.training, backward
         )
 
 
 REASONS = {
     "simd": "the fastest on a CPU",
-    "persistent": "the recurrent weights fit on one multiprocessor",
+    "block": "the recurrent weights fit on one multiprocessor",
+    "cluster": "the recurrent weights fit on a cluster of multiprocessors",
+    "grid": "the recurrent weights fit on several multiprocessors",
     "single": "one step is one launch",
 }
-"""Why an engine is chosen that can serve."""
+"""Why an engine is chosen that can serve, by engine, or by tier of the engine persistent."""
 
 
 def checked_engine(argument: str, value: object) -> str:
@@ -193,17 +206,19 @@ def plan_sweep(
     ValueError
         If the forced engine cannot serve the sweep.
     """
-    blocks = None
+    launch = None
     few = module == "cupy" and device is not None and not training and _is_small(shape)
     best = "simd" if module == "numpy" else "single" if few and shape.T == 1 else "persistent"
     wanted = best if forced == "auto" else forced
     obstacle = why_not(wanted, module, missing)
     if wanted == "persistent" and not obstacle:
-        found = NO_DEVICE if device is None else blocks_for(shape, dtype, device, training)
+        found = NO_DEVICE if device is None else tier_for(shape, dtype, device, training)
         if isinstance(found, str):
             obstacle = found
+        elif forced == "auto" and isinstance(found, Teams) and _is_large(shape, found):
+            obstacle = "a step's products are worth their launches"
         else:
-            blocks = found
+            launch = found
     if wanted == "single" and training and not obstacle:
         obstacle = NO_TAPE
     if forced != "auto":
@@ -214,9 +229,9 @@ def plan_sweep(
         engine = "single" if few else "stepwise"
         reason = f"not {best}, {obstacle}"
     else:
-        engine, reason = best, REASONS[best]
-    steps, workspace = _chunk(engine, shape, dtype, module, training, blocks)
-    return Plan(engine, steps, workspace, reason, shape, dtype, training, device, blocks)
+        engine, reason = best, REASONS[best if launch is None else launch.tier]
+    steps, workspace = _chunk(engine, shape, dtype, module, training, launch)
+    return Plan(engine, steps, workspace, reason, shape, dtype, training, device, launch)
 
 
 def _is_small(shape: Shape) -> bool:
@@ -225,8 +240,20 @@ def _is_small(shape: Shape) -> bool:
     return T <= FEW_STEPS and D * B * 4 * H * (I + P) <= STEP_PRODUCTS
 
 
+def _is_large(shape: Shape, teams: Teams) -> bool:
+    """Say whether a step's products take so long that their launches do not count."""
+    _, B, _, H, _, D = shape
+    faster = TENSOR_FACTOR if teams.form.kind == TENSOR.kind else 1
+    return faster * TEAM_PRODUCTS < D * B * 4 * H * H
+
+
 def _chunk(
-    engine: str, shape: Shape, dtype: str, module: str, training: bool, blocks: Blocks | None
+    engine: str,
+    shape: Shape,
+    dtype: str,
+    module: str,
+    training: bool,
+    launch: Blocks | Teams | None,
 ) -> tuple[int, int]:
     """Return the steps of a chunk, and the workspace in bytes."""
     itemsize = 8 if dtype == "float64" else 4  # of sums
@@ -235,8 +262,12 @@ def _chunk(
     if engine == "simd":
         step, fixed, aim = simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), SIMD_CHUNK_BYTES
         outputs = simd_output_bytes(*sizes)
-    elif blocks is not None:
-        step, fixed = persistent_step_bytes(*sizes, blocks.inside), persistent_fixed_bytes(*sizes)
+    elif launch is not None:
+        step, fixed = persistent_step_bytes(*sizes, launch.inside), persistent_fixed_bytes(*sizes)
+        if isinstance(launch, Teams):
+            works = (launch.forward, launch.backward) if training else (launch.forward,)
+            item = ITEMSIZE[dtype]
+            fixed += max(sum(launch.exchange_bytes(work, shape.D, item)) for work in works)
         most = min(most, LAUNCH_STEPS)
     elif engine == "single":
         step, fixed = single_step_bytes(*sizes[:2]), single_fixed_bytes(*sizes[:2])

@@ -5,10 +5,9 @@ from cases import CASES, Case, results
 from gpu_cases import assert_device_case, call, on_host, prepared
 from gpu_on_cpu import record
 
-from cupy_lstm import engine, plan
+from cupy_lstm import engine
 from cupy_lstm.device import CARDS
-from cupy_lstm.engines import persistent
-from cupy_lstm.persistent import tiles
+from cupy_lstm.persistent import tiers, tiles
 from cupy_lstm.persistent.blocks import blocks_for
 
 DTYPES = tuple(tiles.ITEMSIZE)
@@ -39,8 +38,8 @@ each_sample = pytest.mark.parametrize("case", SAMPLE, ids=lambda case: case.id)
 def choose_form(monkeypatch, inside):
     """Let the kernel project what it can, or nothing."""
     monkeypatch.setattr(tiles, "INSIDE_FEATURES", tiles.INSIDE_FEATURES if inside else 0)
-    for module in (plan, persistent):  # without its cache, which knows nothing of the choice
-        monkeypatch.setattr(module, "blocks_for", blocks_for.__wrapped__)
+    # Without its cache, which knows nothing of the choice.
+    monkeypatch.setattr(tiers, "blocks_for", blocks_for.__wrapped__)
 
 
 def run(cupy, case, dtype):

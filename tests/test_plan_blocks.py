@@ -34,10 +34,10 @@ def test_a_plan_keeps_every_limit_of_the_device(shape, dtype, device, training):
     found = plan_sweep(shape, dtype, "cupy", training, device=device)
     if found.engine != "persistent":
         assert found.engine == "stepwise" or is_few(shape, training)
-        assert (found.blocks, found.tier) == (None, None)
+        assert (found.launch, found.tier) == (None, None)
         assert found.reason.startswith("not persistent, ") or shape.T == 1
         return
-    blocks = found.blocks
+    blocks = found.launch
     assert found.tier == "block"
     assert dtype in DTYPES
     assert shape.P == shape.H
@@ -115,7 +115,7 @@ def test_chunks_cover_every_step_once(shape, dtype, device, training):
     if found.engine != "persistent":
         return
     sizes = shape, 4, training
-    step = persistent_step_bytes(*sizes, found.blocks.inside)
+    step = persistent_step_bytes(*sizes, found.launch.inside)
     fixed = persistent_fixed_bytes(*sizes)
     assert steps <= LAUNCH_STEPS
     assert found.workspace_bytes == fixed + steps * step
@@ -146,7 +146,7 @@ def test_what_stays_stepwise_says_so(card, shape, dtype, reason):
     with pytest.raises(ValueError) as raised:
         plan_sweep(shape, dtype, "cupy", forced="persistent", device=device)
     assert str(raised.value) == f"the engine 'persistent' cannot serve this call: {reason}"
-    assert plan_sweep(shape, dtype, "cupy", forced="stepwise", device=device).blocks is None
+    assert plan_sweep(shape, dtype, "cupy", forced="stepwise", device=device).launch is None
 
 
 @pytest.mark.parametrize("training", [False, True])
@@ -195,7 +195,7 @@ def test_the_counts_of_a_step_by_hand():
     """T, B, I, H, D = 10, 8, 16, 32, 2; the input is projected inside the forward kernel."""
     shape, device = Shape(10, 8, 16, 32, 32, 2), CARDS["H100"]
     found = plan_sweep(shape, "float32", "cupy", True, device=device)
-    assert (found.blocks.grid, found.blocks.threads, found.blocks.inside) == ((2, 2), 128, True)
+    assert (found.launch.grid, found.launch.threads, found.launch.inside) == ((2, 2), 128, True)
     forward, backward = found.cost(), found.cost(backward=True)
     products = 2 * 8 * 2 * 4 * 32 * (16 + 32)
     assert (forward.flops, backward.flops) == (products, 2 * products)
@@ -206,7 +206,7 @@ def test_the_counts_of_a_step_by_hand():
     assert forward.memory_bytes - lean.memory_bytes == tape
     # A warp reads 12 vectors forward, in two passes of 128 bytes; all weights are in registers.
     warps = 4 * 4
-    assert found.blocks.forward[:2] == (12, 0)
+    assert found.launch.forward[:2] == (12, 0)
     assert forward.shared_bytes == warps * 12 * 256
 
 
@@ -244,7 +244,7 @@ def test_blocks_on_one_multiprocessor_share_it():
     device, predicted = CARDS["T4"], []
     for B in (ROWS * 40, 2 * ROWS * 40):
         found = plan_sweep(Shape(10, B, 8, 16, 16, 1), "float32", "cupy", False, device=device)
-        assert blocks_at_once(found.blocks, device, False) >= 2
+        assert blocks_at_once(found.launch, device, False) >= 2
         predicted.append(found.cost().predicted_us)
     assert predicted[0] < predicted[1] < 2 * predicted[0]
 
@@ -275,7 +275,7 @@ def test_a_laptop_can_ask_what_a_card_would_do():
             f"workspace {found.workspace_bytes / 2**20:.1f} MiB: the recurrent weights fit on one "
             f"multiprocessor ({ENGINES['persistent']})"
         )
-        work = found.blocks
+        work = found.launch
         assert launch == (
             f"  block tier, {work.tile.name}: 4 x 2 blocks of 320 threads on the 132 "
             f"multiprocessors of H100, at most {work.registers} registers each, "
@@ -360,11 +360,11 @@ def test_the_launch_of_a_call_is_the_plan_s(cupy, training):
             with no_grad():
                 lstm(arrays.x)
     launches = [one for one in log.launches if one.name.startswith("recurrence_")]
-    passes = [planned.blocks.forward, planned.blocks.backward][: 1 + training]
+    passes = [planned.launch.forward, planned.launch.backward][: 1 + training]
     assert len(launches) == len(passes)
     for launch, work in zip(launches, passes, strict=True):
-        assert launch.grid == (*planned.blocks.grid, 1)
-        assert launch.block == (planned.blocks.threads, 1, 1)
+        assert launch.grid == (*planned.launch.grid, 1)
+        assert launch.block == (planned.launch.threads, 1, 1)
         assert launch.shared_bytes == work.shared_bytes
 
 

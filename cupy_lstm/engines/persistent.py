@@ -1,29 +1,28 @@
 """The engine that keeps the recurrent weights on the chip: one launch for all steps, on CuPy.
 
-A block of threads holds the recurrent weights of one direction and takes a few batch rows through
-the whole sequence; blocks never wait for each other. The input projection is one GEMM before it,
-or, for a small input, part of the kernel: then a pass is nothing but that kernel, and a CUDA graph
-can hold it. Where a bidirectional sequence is run in chunks, the directions are at different times,
-and each has GEMMs of its own with the input. The kernels are in ``cuda/recurrence_block*.cu``.
+Where the recurrent weights of a direction fit on one multiprocessor, a block of threads holds them
+and takes a few batch rows through the whole sequence, and blocks never wait for each other; else a
+team of blocks does. The input projection is one GEMM before it, or, for a small input, part of the
+kernel: then a pass is nothing but that kernel, and a CUDA graph can hold it. Where a bidirectional
+sequence is run in chunks, the directions are at different times, and each has GEMMs of its own with
+the input. What is launched is chosen by `cupy_lstm.persistent.tiers`; the kernels are in
+``cuda/recurrence_*.cu``.
 """
 
-from functools import cache
+from typing import Any
 
 from cupy_lstm.backend import Array, array_module
-from cupy_lstm.device import device_facts
 from cupy_lstm.gemm import matmul
-from cupy_lstm.kernels import SCALARS, Kernel, Strided
-from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
-from cupy_lstm.persistent.blocks import Blocks, blocks_for
+from cupy_lstm.kernels import Strided
+from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
+from cupy_lstm.persistent.launches import Pass
 from cupy_lstm.persistent.places import Layout, groups
 from cupy_lstm.persistent.products import Products, Tape, valid_times
 from cupy_lstm.plan import LAUNCH_STEPS
 from cupy_lstm.steps import Directions
 
-FILES = {
-    "recurrence_forward": "recurrence_block.cu",
-    "recurrence_backward": "recurrence_block_backward.cu",
-}
+OVER_TIME = "time", "row", "direction", "unit"
+"""The axes of an array [T,B,D,H], as the kernels call its strides."""
 
 
 def forward(
@@ -50,16 +49,22 @@ def forward(
     steps = range(T) if steps is None else steps
     shape = layer_shape(T, B, weights)
     _, _, I, H, _, D = shape  # noqa: E741
-    blocks, layout = _blocks(shape, x, keep), Layout.like(x)
-    inside, n = blocks.inside, min(chunk, len(steps), LAUNCH_STEPS)
+    run, layout = Pass("forward", shape, x, keep), Layout.like(x)
+    inside, n = run.tier.inside, min(chunk, len(steps), LAUNCH_STEPS)
     places = (len(steps) if keep else n) * B * D
     z_memory = xp.empty(places * 4 * H, "float32") if keep or not inside else None
     c_memory = xp.empty(places * H, "float32") if keep or cells is not None else None
     weights, lengths = _contiguous(weights), _as_lengths(lengths)
     h0, c0 = xp.ascontiguousarray(states[0]), xp.ascontiguousarray(states[1])
     before, after = (h0, c0), (xp.empty_like(h0), xp.empty_like(c0))
-    tile = blocks.tile
-    kernel = _kernel("recurrence_forward", x.dtype.name, tile.forward_terms, tile.threads)
+    values = {
+        **{"weight_hh": weights.weight_hh, "weight_ih": weights.weight_ih if inside else None},
+        **{"bias_ih": weights.bias_ih, "bias_hh": weights.bias_hh, "lengths": lengths},
+        **_strided("x", x if inside else None, (*OVER_TIME[:2], "feature")),
+        **_strided("y", y, OVER_TIME),
+        **{"h_after": after[0], "c_after": after[1], "keep": int(keep), "reverse": _bits(reverse)},
+        **{"T": T, "B": B, "I": I, "H": H, "D": D},
+    }
     z = c_steps = None
     for part in _parts(steps, n, B):
         covered = steps if keep else part
@@ -71,23 +76,16 @@ def forward(
             _clear(y, part, range(T), T, reverse)
         if z is not None and not inside:
             _project(layout, x, weights.weight_ih, part, covered, reverse, z)
-        kernel.launch_blocks(
-            blocks.grid,
-            blocks.threads,
-            blocks.forward.shared_bytes,
-            weights.weight_hh,
-            weights.weight_ih if inside else None,
-            *(weights.bias_ih, weights.bias_hh),
-            Strided(x) if inside else None,
-            lengths,
-            *_strided(z, y, c_steps),
-            *(*before, *after),
-            *(*_strides(x, 3), *_strides(y, 4), *_strides(c_steps, 4)),
-            *layout.places(len(covered), B),
-            *(covered.start, covered.stop, part.start, part.stop),
-            *(_bits(reverse), int(keep)),
-            *(T, B, I, H, D),
-        )
+        values |= {
+            **{"h_before": before[0], "c_before": before[1]},
+            **_strided("z", z),
+            **_strided("c_steps", c_steps),
+            **_strides("c", c_steps, OVER_TIME),
+            **_places("z_time", "z_row", layout, covered, B),
+            **{"z_start": covered.start, "z_stop": covered.stop},
+            **{"start": part.start, "stop": part.stop},
+        }
+        run.launch(values)
         if cells is not None and c_steps is not None:
             _copy_cells(c_steps, lengths, part, covered, reverse, out=cells)
         before = after
@@ -114,7 +112,7 @@ def backward(
     xp, (T, B) = array_module(x), x.shape[:2]
     shape = layer_shape(T, B, weights)
     _, _, I, H, _, D = shape  # noqa: E741
-    blocks = _blocks(shape, x, True)
+    run = Pass("backward", shape, x, True)
     layout, n = Layout.like(x), min(tape.chunk, len(tape.steps), LAUNCH_STEPS)
     dh, dc = (
         xp.zeros((D, B, H), "float32") if one is None else one.astype("float32", order="C")
@@ -123,49 +121,34 @@ def backward(
     dz_memory = xp.empty(n * B * D * 4 * H, x.dtype)
     h_memory = xp.empty(n * B * D * H, x.dtype)
     x_memory = None if lengths is None else xp.empty(n * B * I, x.dtype)
-    tile = blocks.tile
-    kernel = _kernel("recurrence_backward", x.dtype.name, tile.backward_terms, tile.threads)
+    values = {
+        **{"weight_hh": weights.weight_hh, "lengths": lengths},
+        **_strided("gates", tape.gates),
+        **_strided("c_steps", tape.c),
+        **{"h_first": tape.h0, "c_first": tape.c0, "dh": dh, "dc": dc},
+        **_strided("dy", dy, OVER_TIME),
+        **_strided("dcells", dcells, OVER_TIME),
+        **_places("kept_time", "kept_row", layout, tape.steps, B),
+        **{"kept_start": tape.steps.start, "kept_stop": tape.steps.stop},
+        **{"reverse": _bits(tape.reverse), "T": T, "B": B, "H": H, "D": D},
+    }
     for part in reversed(_parts(tape.steps, n, B)):
         if lengths is not None:
             dz_memory.fill(0)
             h_memory.fill(0)
         dz = layout.within(dz_memory, len(part), B, D, 4 * H)
         h_prev = layout.within(h_memory, len(part), B, D, H)
-        kernel.launch_blocks(
-            blocks.grid,
-            blocks.threads,
-            blocks.backward.shared_bytes,
-            weights.weight_hh,
-            lengths,
-            *_strided(tape.gates, tape.c),
-            *(tape.h0, tape.c0),
-            *_strided(dcells, dy, dz, h_prev),
-            *(dh, dc),
-            *_strides(dy, 4),
-            *_strides(dcells, 4),
-            *layout.places(len(tape.steps), B),
-            *layout.places(len(part), B),
-            *(tape.steps.start, tape.steps.stop, part.start, part.stop),
-            _bits(tape.reverse),
-            *(T, B, H, D),
-        )
+        values |= {
+            **_strided("dz", dz),
+            **_strided("h_prev", h_prev),
+            **_places("time", "row_stride", layout, part, B),
+            **{"start": part.start, "stop": part.stop},
+        }
+        run.launch(values)
         products = Products(layout, part, tape, dz, wanted, gradients)
         products.add_input_gradients(dx, x_memory)
         products.add_recurrent_gradients(h_prev)
     return dh, dc
-
-
-def _blocks(shape: Shape, x: Array, training: bool) -> Blocks:
-    """Return the blocks that serve a layer on the device of its input."""
-    blocks = blocks_for(shape, x.dtype.name, device_facts(x.device.id), training)
-    if isinstance(blocks, str):
-        raise ValueError(f"the engine 'persistent' cannot serve this call: {blocks}")
-    return blocks
-
-
-@cache
-def _kernel(function: str, dtype: str, terms: int, threads: int) -> Kernel:
-    return Kernel(FILES[function], function, SCALARS[dtype], str(terms), str(threads))
 
 
 def _parts(steps: range, n: int, B: int) -> list[range]:
@@ -227,12 +210,19 @@ def _as_lengths(lengths: Array | None) -> Array | None:
     return array_module(lengths).ascontiguousarray(lengths, dtype="int64")
 
 
-def _strided(*arrays: Array | None) -> list[Strided | None]:
-    return [None if array is None else Strided(array) for array in arrays]
+def _strided(name: str, array: Array | None, axes: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return an array of any strides as an argument of a kernel, and the strides it has for it."""
+    return {name: None if array is None else Strided(array), **_strides(name, array, axes)}
 
 
-def _strides(array: Array | None, axes: int) -> tuple[int, ...]:
-    return (0,) * axes if array is None else Strided(array).strides
+def _strides(name: str, array: Array | None, axes: tuple[str, ...]) -> dict[str, Any]:
+    strides = (0,) * len(axes) if array is None else Strided(array).strides
+    return {f"{name}_{axis}": stride for axis, stride in zip(axes, strides, strict=False)}
+
+
+def _places(time: str, row: str, layout: Layout, steps: range, B: int) -> dict[str, Any]:
+    """Return what leads to the next time and row in an array of ours that has these steps."""
+    return dict(zip((time, row), layout.places(len(steps), B), strict=True))
 
 
 def _bits(reverse: Directions) -> int:

@@ -62,6 +62,16 @@ class Blocks(NamedTuple):
     forward: BlockPass
     backward: BlockPass
 
+    @property
+    def tier(self) -> str:
+        """Where the weights stay: on one multiprocessor."""
+        return "block"
+
+    @property
+    def name(self) -> str:
+        """What a plan calls it."""
+        return self.tile.name
+
 
 # Without the batch and the sequence, which change from call to call: it takes long to find that
 # there is none, and why.
