@@ -100,14 +100,14 @@ struct ClusterExchange {
         latest = tile;
     }
 
-    // Where another tile has been published since, that signal waited for this one.
+    // Where another tile has been published since, that signal waited for this one. The barrier is
+    // for the sums of the tile before, which some threads may still read.
     __device__ __forceinline__ const S* received(int tile, int count) {
         if (latest == tile) {
             cluster_wait_acquire();
             latest = -1;
-        } else {
-            __syncthreads();
         }
+        __syncthreads();
         return vectors + (count % 2 * tiles + tile) * size;
     }
 
