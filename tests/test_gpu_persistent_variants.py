@@ -43,8 +43,8 @@ VARIANTS = {
         "store_shared(rest + (j - kept_terms) * blockDim.x, weights(j))",
         "store(reinterpret_cast<S*>(rest + (j - kept_terms) * blockDim.x), weights(j))"),
     "rest of another lane": (WIDE, False, "h", "shared + threadIdx.x", "shared + threadIdx.x / 2"),
-    "half of the lanes left out": (CASE, True, "h", "__shfl_xor_sync(ALL, sent, bit)", "0.0f"),
-    "halves changed": (CASE, True, "h",
+    "half of the lanes left out": (CASE, True, "w", "__shfl_xor_sync(ALL, sent, bit)", "0.0f"),
+    "halves changed": (CASE, True, "w",
         "upper ? from[n + N] : from[n],", "upper ? from[n] : from[n + N],"),
     "one step more": (CASE, True, "h",
         "static_cast<int>(end) - low : 0", "static_cast<int>(end) - low + 1 : 0"),
@@ -86,6 +86,7 @@ SOURCES = {
     "f": "recurrence_block.cu",
     "b": "recurrence_block_backward.cu",
     "h": "recurrence_block.cuh",
+    "w": "warp.cuh",
 }
 NEEDS_THREAD_SANITIZER = {"one copy of dz"}
 
