@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 from cases import Case
 from devices import DTYPES, any_devices, any_shapes, cards
+from full import FULL
 from gpu_on_cpu.device import PROFILES
 from gpu_on_cpu.device.profiles import KernelFacts
 from hypothesis import given, settings
@@ -25,12 +26,12 @@ def is_few(shape, training):
     return shape.T <= FEW_STEPS and not training
 
 
-thousands = settings(max_examples=3000)
+many = settings(max_examples=3000 if FULL else 300)
 dtypes = st.sampled_from([*DTYPES, "float64"])
 LARGEST_GRID = 2**31 - 1, 65535
 
 
-@thousands
+@many
 @given(any_shapes(), dtypes, any_devices(), st.booleans())
 def test_a_plan_keeps_every_limit_of_the_device(shape, dtype, device, training):
     found = plan_sweep(shape, dtype, "cupy", training, device=device)
@@ -54,7 +55,7 @@ def test_a_plan_keeps_every_limit_of_the_device(shape, dtype, device, training):
     assert blocks.tile in TILES[2 if "16" in dtype else 4]  # one that is compiled
 
 
-@thousands
+@many
 @given(any_shapes(), st.sampled_from(DTYPES), any_devices(), st.booleans())
 def test_the_capacity_is_the_only_limit_of_a_layer_without_projection(
     shape, dtype, device, training
@@ -107,7 +108,7 @@ def test_every_weight_has_one_lane(shape, dtype, device):
     assert blocks.threads // 16 * 4 >= H  # units of the backward pass, four by sixteen lanes
 
 
-@thousands
+@many
 @given(any_shapes(), st.sampled_from(DTYPES), cards, st.booleans())
 def test_chunks_cover_every_step_once(shape, dtype, device, training):
     found = plan_sweep(shape, dtype, "cupy", training, device=device)
