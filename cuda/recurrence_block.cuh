@@ -9,10 +9,10 @@
 #pragma once
 #include "scalar.cuh"
 #include "vector.cuh"
+#include "warp.cuh"
 
-constexpr int ROWS = 4;           // batch rows of a block
-constexpr int GROUP = 2;          // terms in registers that are taken or left together
-constexpr unsigned ALL = 0xFFFFFFFFu;
+constexpr int ROWS = 4;   // batch rows of a block
+constexpr int GROUP = 2;  // terms in registers that are taken or left together
 
 // Terms of a lane for sums of `length` values over `lanes` lanes.
 __device__ __forceinline__ int terms_of(int length, int lanes) {
@@ -81,18 +81,6 @@ struct Terms {
         return wide;
     }
 };
-
-// Add the sums of two lanes that differ in `bit` and leave each with half of them, the lane that
-// has the bit with the upper half.
-template <int N>
-__device__ __forceinline__ void halve(const float (&from)[2 * N], float (&to)[N], int bit) {
-    const bool upper = threadIdx.x & bit;
-#pragma unroll
-    for (int n = 0; n < N; ++n) {
-        const float kept = upper ? from[n + N] : from[n], sent = upper ? from[n] : from[n + N];
-        to[n] = kept + __shfl_xor_sync(ALL, sent, bit);
-    }
-}
 
 // The times of one row that lie in a range of steps. A reverse direction begins at the row's own
 // last valid time.

@@ -11,11 +11,10 @@
 #include "cell.cuh"
 #include "scalar.cuh"
 #include "vector.cuh"
+#include "warp.cuh"
 
-constexpr unsigned ALL = 0xFFFFFFFFu;
-constexpr int WARP = 32;
-constexpr int UNITS = 4;    // of a block of step_gates, a warp each
-constexpr int PARTS = 8;    // of a sum of step_projection, a warp each
+constexpr int UNITS = 4;  // of a block of step_gates, a warp each
+constexpr int PARTS = 8;  // of a sum of step_projection, a warp each
 
 // The part of the batch that a block takes, and the time of its direction.
 struct Rows {
@@ -56,26 +55,6 @@ __device__ __forceinline__ void add_products(const S* __restrict__ weight, long 
                 for (int n = 0; n < width; ++n)
                     sums[4 * r + g] += widen(weights[g][n]) * widen(values[n]);
         }
-    }
-}
-
-// Add N sums over the lanes of a warp; lane l returns number l / (32 / N). Two lanes that differ in
-// a bit exchange halves of what they have, then the whole of the one sum that is left.
-template <int N, int bit = WARP / 2, typename A, int size>
-__device__ __forceinline__ A spread_sums(A (&sums)[size]) {
-    if constexpr (bit == 0) {
-        return sums[0];
-    } else if constexpr (N == 1) {
-        sums[0] += __shfl_xor_sync(ALL, sums[0], bit);
-        return spread_sums<1, bit / 2>(sums);
-    } else {
-        const bool upper = threadIdx.x & bit;
-#pragma unroll
-        for (int n = 0; n < N / 2; ++n) {
-            const A low = sums[n], high = sums[n + N / 2];
-            sums[n] = (upper ? high : low) + __shfl_xor_sync(ALL, upper ? low : high, bit);
-        }
-        return spread_sums<N / 2, bit / 2>(sums);
     }
 }
 
@@ -142,7 +121,7 @@ __global__ void __launch_bounds__(128, 3) step_gates(
         add_products<width, rows>(weight_x, H * I, x_rows, x_row, batch.present, I, sums);
     else
         add_products<1, rows>(weight_x, H * I, x_rows, x_row, batch.present, I, sums);
-    const A sum = spread_sums<4 * rows>(sums);
+    const A sum = spread_sums(sums);
     z.i += __shfl_sync(ALL, sum, first), z.f += __shfl_sync(ALL, sum, first + lanes);
     z.g += __shfl_sync(ALL, sum, first + 2 * lanes), z.o += __shfl_sync(ALL, sum, first + 3 * lanes);
     if (!finishes) return;

@@ -20,10 +20,17 @@ SHARED_BYTES_A_CLOCK = 128
 """Of a multiprocessor: 32 banks of 4 bytes, on every architecture (CUDA C++ Programming Guide)."""
 
 RESERVED_BYTES = 1024
-"""Shared memory the system takes for each block in flight."""
+"""Shared memory the system takes for each block in flight, from compute capability 8.0 on."""
+
+SHARED_UNIT = 128
+"""Bytes of shared memory that a block is given at a time."""
+
+REGISTER_UNIT = 256
+"""Registers that a warp is given at a time."""
 
 SCHEDULERS = 4
-"""Of a multiprocessor; each issues an instruction of a warp in a clock, on every architecture."""
+"""Of a multiprocessor; each has its own warps and registers, and issues an instruction of a warp in
+a clock, on every architecture."""
 
 STEP_INSTRUCTIONS = {"forward": 380, "backward": 370}
 """Instructions of a warp in a step beside products and loads of the vector and the weights: gates,
@@ -226,16 +233,29 @@ def flops_per_second(device: DeviceFacts, dtype: str) -> float:
 
 
 def blocks_at_once(blocks: Blocks, device: DeviceFacts, backward: bool) -> int:
-    """Return how many blocks of a kernel one multiprocessor holds at once; at least one."""
-    shared = (blocks.backward if backward else blocks.forward).shared_bytes + RESERVED_BYTES
-    warps = -(-blocks.threads // (4 * WARP)) * 4  # registers are dealt to four warps together
+    """Return how many blocks of a kernel one multiprocessor holds at once; at least one.
+
+    By the rules of NVIDIA's occupancy calculator.
+    """
+    shared = _rounded_up(
+        (blocks.backward if backward else blocks.forward).shared_bytes, SHARED_UNIT
+    )
+    shared += RESERVED_BYTES if device.compute_capability >= (8, 0) else 0
+    registers = _rounded_up(blocks.registers * WARP, REGISTER_UNIT)  # of a warp
+    warps = device.registers_per_multiprocessor // registers // SCHEDULERS * SCHEDULERS
     return max(
         1,
         min(
             device.shared_memory_per_multiprocessor // shared,
-            device.registers_per_multiprocessor // (warps * WARP * blocks.registers),
+            warps // (blocks.threads // WARP),
+            device.max_threads_per_multiprocessor // blocks.threads,
+            device.max_blocks_per_multiprocessor,
         ),
     )
+
+
+def _rounded_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
 
 
 def _shared_bytes(blocks: Blocks, dtype: str, backward: bool) -> int:

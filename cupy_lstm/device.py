@@ -28,8 +28,8 @@ class DeviceFacts:
         Bytes: the most a block can ask for, and all that there is.
     registers_per_multiprocessor : int
         Of 32 bits.
-    max_threads_per_block : int
-        Of any kernel.
+    max_threads_per_block, max_threads_per_multiprocessor, max_blocks_per_multiprocessor : int
+        Of any kernel; the last two: in flight at once.
     l2_bytes : int
         Size of the cache that all multiprocessors share.
     clock_hz, memory_bandwidth : float
@@ -50,6 +50,8 @@ class DeviceFacts:
     shared_memory_per_multiprocessor: int
     registers_per_multiprocessor: int
     max_threads_per_block: int
+    max_threads_per_multiprocessor: int
+    max_blocks_per_multiprocessor: int
     l2_bytes: int
     clock_hz: float
     memory_bandwidth: float
@@ -65,23 +67,28 @@ class DeviceFacts:
 # Capability".
 CARDS = {
     "T4": DeviceFacts(
-        "T4", (7, 5), 40, 64 * KIB, 64 * KIB, 65536, 1024, 4 * MIB, 1.59e9, 320e9, False
+        "T4", (7, 5), 40, 64 * KIB, 64 * KIB, 65536, 1024, 1024, 16,
+        4 * MIB, 1.59e9, 320e9, False,
     ),
     "A100": DeviceFacts(
-        "A100", (8, 0), 108, 163 * KIB, 164 * KIB, 65536, 1024, 40 * MIB, 1.41e9, 1555e9, False
+        "A100", (8, 0), 108, 163 * KIB, 164 * KIB, 65536, 1024, 2048, 32,
+        40 * MIB, 1.41e9, 1555e9, False,
     ),
     "L4": DeviceFacts(
-        "L4", (8, 9), 58, 99 * KIB, 100 * KIB, 65536, 1024, 48 * MIB, 2.04e9, 300e9, False
+        "L4", (8, 9), 58, 99 * KIB, 100 * KIB, 65536, 1024, 1536, 24,
+        48 * MIB, 2.04e9, 300e9, False,
     ),
     "H100": DeviceFacts(
-        "H100", (9, 0), 132, 227 * KIB, 228 * KIB, 65536, 1024, 50 * MIB, 1.98e9, 3350e9, True
+        "H100", (9, 0), 132, 227 * KIB, 228 * KIB, 65536, 1024, 2048, 32,
+        50 * MIB, 1.98e9, 3350e9, True,
     ),
     "B200": DeviceFacts(
-        "B200", (10, 0), 148, 227 * KIB, 228 * KIB, 65536, 1024, 126 * MIB, 1.98e9, 8000e9, True
+        "B200", (10, 0), 148, 227 * KIB, 228 * KIB, 65536, 1024, 2048, 32,
+        126 * MIB, 1.98e9, 8000e9, True,
     ),
     "RTX 3050 Laptop": DeviceFacts(
-        "RTX 3050 Laptop", (8, 6), 16, 99 * KIB, 100 * KIB, 65536, 1024, 2 * MIB, 1.74e9, 192e9,
-        False,
+        "RTX 3050 Laptop", (8, 6), 16, 99 * KIB, 100 * KIB, 65536, 1024, 1536, 16,
+        2 * MIB, 1.74e9, 192e9, False,
     ),
 }  # fmt: skip
 """Cards of every kind that is in use, for plans where there is none: a data centre's of four
@@ -92,6 +99,7 @@ GB)."""
 # of CUDA 13 have no clocks any more.
 _MAX_THREADS_PER_BLOCK, _CLOCK_KHZ, _MULTIPROCESSORS = 1, 13, 16
 _MEMORY_CLOCK_KHZ, _MEMORY_BUS_BITS, _L2_BYTES = 36, 37, 38
+_MAX_THREADS_PER_MULTIPROCESSOR, _MAX_BLOCKS_PER_MULTIPROCESSOR = 39, 106
 _MAJOR, _MINOR, _SHARED_PER_MULTIPROCESSOR, _REGISTERS = 75, 76, 81, 82
 _COOPERATIVE_LAUNCH, _SHARED_PER_BLOCK_OPTIN, _CLUSTER_LAUNCH = 95, 97, 120
 
@@ -145,6 +153,8 @@ def _read_facts(device: int, tf32: bool) -> DeviceFacts:
         shared_memory_per_multiprocessor=attribute(_SHARED_PER_MULTIPROCESSOR),
         registers_per_multiprocessor=attribute(_REGISTERS),
         max_threads_per_block=attribute(_MAX_THREADS_PER_BLOCK),
+        max_threads_per_multiprocessor=attribute(_MAX_THREADS_PER_MULTIPROCESSOR),
+        max_blocks_per_multiprocessor=attribute(_MAX_BLOCKS_PER_MULTIPROCESSOR),
         l2_bytes=attribute(_L2_BYTES),
         clock_hz=1e3 * attribute(_CLOCK_KHZ),
         # Two transfers a clock, a byte for eight lines of the bus.

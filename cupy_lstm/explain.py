@@ -48,7 +48,8 @@ def explain_plan(
     -------
     str
         One line a layer; two more for the engine persistent: what is launched, and what a step
-        costs. Times are of a model, not measured.
+        costs. Times are of a model, not measured; there are none where the host launches every
+        step, since nothing that is known of a device says how fast its host is.
 
     Raises
     ------

@@ -253,7 +253,9 @@ class Kernel:
             return
         function = self.function(device)
         if shared_bytes > UNASKED_SHARED_BYTES and device not in self._asked:
-            # For all there is: threads with layers of different sizes share a kernel.
+            # For all there is: threads with layers of different sizes share a kernel. Which part
+            # of the L1 cache becomes shared memory is left to the driver, which gives a launch at
+            # least what it asks for; a preference (the carve-out) would be a hint to it, no more.
             function.max_dynamic_shared_size_bytes = _most_shared_bytes(device)
             self._asked.add(device)
         if self.cooperative:

@@ -4,9 +4,9 @@ Ours, and that of PyTorch (cuDNN) where it is installed with CUDA, with the same
 
 How it is measured
 ------------------
-First every dtype and engine is checked on a short sequence of each shape, outputs and all
-gradients, against this package in float64 on the host (`profiling/gpu/check.py` has the rule). What
-is wrong is not timed, and the exit code is 1.
+First the calls to be timed are checked, outputs and all gradients, for some of their rows, against
+this package in float64 on the host (`profiling/gpu/check.py` has the rule; with large H and many
+steps the host takes longer than the GPU). What is wrong is not timed, and the exit code is 1.
 
 TF32 is the same for all: off, or with --tf32 on for CuPy and for PyTorch. Everything runs on the
 default stream. `cupyx.profiler.benchmark` times whole calls between two events on the device, after
@@ -28,7 +28,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
-from gpu.check import WEIGHTS, found_wrong, layer, made_arrays
+from gpu.check import WEIGHTS, Check, layer, made_arrays
 from gpu.rows import SIZES, STEPS, Row, predicted, table, write_csv
 
 from cupy_lstm import engine, no_grad
@@ -36,10 +36,11 @@ from cupy_lstm.backend import HostArray
 from cupy_lstm.device import DeviceFacts, current_device
 from cupy_lstm.notation import Shape
 
-CHECKED_STEPS = 24
 PASSES = ("forward", "both")
 OURS, TORCH = "cupy_lstm", "torch.nn.LSTM"
 Calls = dict[str, Callable[[], object]]
+Results = Callable[[HostArray], dict[str, HostArray]]
+"""Outputs and gradients on the host, of a gradient of the outputs."""
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,9 +143,9 @@ def measured(
     options: argparse.Namespace,
 ) -> Iterator[Row | str]:
     """Yield a row for each engine, library and pass, or what is wrong with it."""
-    few = made_arrays(min(CHECKED_STEPS, shape.T), min(16, shape.B), shape.I, shape.H, dtype)
     arrays = made_arrays(shape.T, shape.B, shape.I, shape.H, dtype)
-    makers: list[tuple[str, str, Callable[[Any], tuple[Calls, Callable[[], Any]]]]] = [
+    check = Check(arrays, dtype, options.tf32)
+    makers: list[tuple[str, str, Callable[[Any], tuple[Calls, Results]]]] = [
         (OURS if name == "auto" else f"{OURS}, {name}", name, lambda a: ours(cupy, a, dtype))
         for name in options.engines
     ]
@@ -153,12 +154,11 @@ def measured(
     for what, name, make in makers:
         with engine(name):
             try:
-                _, results = make(few)
-                problems = found_wrong(results(), few, dtype, options.tf32)
+                calls, results = make(arrays)
+                problems = check.found_wrong(results(check.dy))
                 if problems:
                     yield f"{what}: {'; '.join(problems)}"
                     continue
-                calls, _ = make(arrays)
                 for passes in PASSES:
                     us = 1e6 * seconds(cupy, calls[passes], options) / shape.T
                     row = predicted(device, dtype, shape, passes)
@@ -171,24 +171,22 @@ def measured(
                 print(f"left out: {error}")
 
 
-def ours(
-    cupy: ModuleType, arrays: dict[str, HostArray], dtype: str
-) -> tuple[Calls, Callable[[], dict[str, HostArray]]]:
+def ours(cupy: ModuleType, arrays: dict[str, HostArray], dtype: str) -> tuple[Calls, Results]:
     """Return the calls to time, and one that gives outputs and gradients on the host."""
     lstm = layer(arrays, dtype, "cupy")
-    x, dy = cupy.asarray(arrays["x"]), cupy.asarray(arrays["dy"])
+    x, timed_dy = cupy.asarray(arrays["x"]), cupy.asarray(arrays["dy"])
 
     def forward() -> Any:
         with no_grad():
             return lstm(x)[0]
 
-    def both() -> Any:
+    def both(dy: Any = timed_dy) -> Any:
         y, _ = lstm(x)
         return y, lstm.backward(dy)[0]
 
-    def results() -> dict[str, HostArray]:
+    def results(dy: HostArray) -> dict[str, HostArray]:
         lean = forward()
-        y, dx = both()
+        y, dx = both(cupy.asarray(dy))
         if not bool((lean == y).all()):
             raise SystemExit("inference and training differ in their outputs")
         gradients = {f"d{name}": getattr(lstm, f"{name}_l0").grad for name in WEIGHTS}
@@ -199,7 +197,7 @@ def ours(
 
 def peer(
     torch: ModuleType, arrays: dict[str, HostArray], dtype: str, place: str = "cuda"
-) -> tuple[Calls, Callable[[], dict[str, HostArray]]]:
+) -> tuple[Calls, Results]:
     """Return the same of PyTorch."""
     gates, inputs = arrays["weight_ih"].shape
 
@@ -208,21 +206,21 @@ def peer(
 
     lstm = torch.nn.LSTM(inputs, gates // 4, device=place, dtype=getattr(torch, dtype))
     lstm.load_state_dict({f"{name}_l0": moved(arrays[name]) for name in WEIGHTS})
-    x, dy = moved(arrays["x"]).requires_grad_(), moved(arrays["dy"])
+    x, timed_dy = moved(arrays["x"]).requires_grad_(), moved(arrays["dy"])
 
     def forward() -> Any:
         with torch.inference_mode():
             return lstm(x)[0]
 
-    def both() -> Any:
+    def both(dy: Any = timed_dy) -> Any:
         x.grad = None
         lstm.zero_grad(set_to_none=True)
         y, _ = lstm(x)
         y.backward(dy)
         return y
 
-    def results() -> dict[str, HostArray]:
-        tensors = {"y": both().detach(), "dx": x.grad}
+    def results(dy: HostArray) -> dict[str, HostArray]:
+        tensors = {"y": both(moved(dy)).detach(), "dx": x.grad}
         tensors |= {f"d{name}": getattr(lstm, f"{name}_l0").grad for name in WEIGHTS}
         return {name: t.float().cpu().numpy() for name, t in tensors.items()}
 

@@ -13,7 +13,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "profiling"))
 
 import bench_gpu
-from gpu.check import found_wrong, made_arrays, naive, truth
+from gpu.check import Check, made_arrays, naive, truth
 from gpu.rows import read_csv
 
 DTYPES = ("float32", "float16", "bfloat16")
@@ -37,13 +37,16 @@ def test_the_check_lets_its_own_loop_pass_and_no_worse(dtype):
     if dtype == "bfloat16":
         pytest.importorskip("ml_dtypes")
     arrays = made_arrays(9, 5, 4, 6, dtype)
-    right = naive(arrays, dtype)
-    assert found_wrong(right, arrays, dtype) == []
+    check = Check(arrays, dtype)
+    right = naive({**arrays, "dy": check.dy}, dtype)
+    assert check.found_wrong(right) == []
     for name, result in right.items():
-        wrong = result + 0.2 * abs(result).max()
-        (sentence,) = found_wrong({name: wrong}, arrays, dtype)
-        assert sentence.startswith(f"{name}: error ")
-        assert found_wrong({name: result * np.nan}, arrays, dtype)
+        wrong = result.copy()
+        wrong[0] += 0.2 * abs(result).max()
+        found = check.found_wrong({name: wrong})
+        assert found[-1].startswith(f"{name}: error ")
+        assert len(found) == 1 + (name == "dx")  # zero in rows that are not checked
+        assert check.found_wrong({name: result * np.nan})
 
 
 def test_the_loop_is_the_truth_up_to_rounding():
@@ -59,10 +62,11 @@ def test_pytorch_gets_the_same_weights_and_keeps_the_rule(dtype):
     torch = pytest.importorskip("torch")
     arrays = made_arrays(9, 5, 4, 6, dtype)
     calls, results = bench_gpu.peer(torch, arrays, dtype, place="cpu")
+    check = Check(arrays, dtype)
     assert calls.keys() == set(bench_gpu.PASSES)
     assert calls["forward"]().shape == (9, 5, 6)
     if dtype == "float32":  # what a CPU rounds for bfloat16 is its own affair
-        assert found_wrong(results(), arrays, dtype) == []
+        assert check.found_wrong(results(check.dy)) == []
 
 
 @pytest.fixture
@@ -118,7 +122,7 @@ def test_what_is_wrong_is_not_timed(cupy, timed, tmp_path, capsys, monkeypatch):
 
     def broken(*arguments):
         calls, results = ours(*arguments)
-        return calls, lambda: {name: 1.5 * array for name, array in results().items()}
+        return calls, lambda dy: {name: 1.5 * array for name, array in results(dy).items()}
 
     monkeypatch.setattr(bench_gpu, "ours", broken)
     options = ["--batch", "3", "--hidden", "8", "--dtype", "float32", "--out", str(tmp_path)]

@@ -342,6 +342,20 @@ def test_the_cache_knows_what_went_in(tmp_path, compilations):
     assert outcome(2, 20) == (22, 3)  # only an included header has changed
 
 
+def test_the_same_text_is_compiled_once_and_has_variables_of_its_own(compilations):
+    source = """
+    __device__ int n;
+    extern "C" __global__ void k(int* x) { *x = ++n; }"""
+    found = []
+    for architecture in ("sm_80", "sm_80", "sm_90"):
+        module = device.compile_module(source, [f"-arch={architecture}"])
+        x = np.zeros(1, np.int32)
+        run(module.kernels["k"], (1,), (1,), x)
+        found.append(int(x[0]))
+    assert found == [1, 2, 1]
+    assert len(compilations) == 1
+
+
 def test_without_a_compiler_it_says_so(monkeypatch):
     monkeypatch.setenv("GPU_ON_CPU_CXX", "no-such-compiler")
     with pytest.raises(device.CompileError, match=r"install it, or set GPU_ON_CPU_CXX"):

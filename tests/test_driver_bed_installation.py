@@ -168,7 +168,17 @@ def pytest_on(folder, *options, examples=EXAMPLES, **environment):
     (folder / "test_examples.py").write_text(examples)
     (folder / "conftest.py").write_text('pytest_plugins = ["gpu_on_cpu.driver.isolation"]\n')
     (folder / "pytest.ini").write_text(SETTINGS)
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "-p", "no:cov", *options]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no:cov",
+        "-n0",
+        *options,
+    ]
     variables = {name: value for name, value in os.environ.items() if name != "PYTEST_ADDOPTS"}
     return subprocess.run(
         command, cwd=folder, env=variables | environment, capture_output=True, text=True
@@ -176,8 +186,9 @@ def pytest_on(folder, *options, examples=EXAMPLES, **environment):
 
 
 @needs_the_bed
-def test_marked_tests_run_in_a_child_and_are_reported_as_if_here(tmp_path):
-    done = pytest_on(tmp_path)
+@pytest.mark.parametrize("workers", [0, 2])
+def test_marked_tests_run_in_a_child_and_are_reported_as_if_here(tmp_path, workers):
+    done = pytest_on(tmp_path, f"-n{workers}")
     assert done.returncode == 1
     for expected in (
         "PASSED test_examples.py::test_without_the_device",
@@ -204,7 +215,8 @@ def test_the_first_failure_can_end_the_run(tmp_path):
 
 
 @needs_the_bed
-def test_a_crash_at_the_end_of_the_child_fails_the_run(tmp_path):
+@pytest.mark.parametrize(("workers", "last"), [(0, ""), (2, "def test_without_it(): pass\n")])
+def test_a_crash_at_the_end_of_the_child_fails_the_run(tmp_path, workers, last):
     examples = """
 import atexit, os, pytest
 
@@ -212,7 +224,7 @@ import atexit, os, pytest
 def test_passes(cupy):
     atexit.register(os.abort)
 """
-    done = pytest_on(tmp_path, examples=examples)
+    done = pytest_on(tmp_path, f"-n{workers}", "--dist=loadfile", examples=examples + last)
     assert "PASSED test_examples.py::test_passes" in done.stdout, done.stdout
     assert "the child process crashed at its end, status -6" in done.stdout, done.stdout
     assert done.returncode == 1

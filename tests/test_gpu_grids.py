@@ -4,10 +4,9 @@ A launch has a thread for each item up to 2^39 items. What goes round beyond tha
 one block or three blocks of 32 threads.
 """
 
-import os
-
 import pytest
 from cases import Case, results
+from full import FULL
 from gpu_cases import assert_device_case, each_dtype, few_threads, run_on_device
 from gpu_on_cpu import profile, record
 
@@ -50,7 +49,7 @@ ALWAYS = {("T4", "float16"), ("H100", "float32"), ("LAPTOP", "float32")}
 @pytest.mark.parametrize("card", ["T4", "LAPTOP", "L4", "H100", "B200"])
 @pytest.mark.parametrize("case", ELSEWHERE, ids=lambda case: case.id)
 def test_other_cards(cupy, case, card, dtype):
-    if (card, dtype) not in ALWAYS and not os.environ.get("CUPY_LSTM_FULL"):
+    if (card, dtype) not in ALWAYS and not FULL:
         pytest.skip("every kernel is compiled anew for each card; all of them in .ci/full")
     with profile(card), record() as log:
         device = cupy.cuda.device.get_device_id()

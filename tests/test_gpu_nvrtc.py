@@ -3,10 +3,10 @@
 Registers, spills and the width of memory instructions are what a CPU cannot show.
 """
 
-import os
 import re
 
 import pytest
+from full import FULL
 from gpu_on_cpu.device import nvrtc
 
 from cupy_lstm import kernels
@@ -101,7 +101,7 @@ def chosen(architecture):
     """Skip what this run leaves out, with the reason."""
     if reason := nvrtc.missing(architecture):
         pytest.skip(reason)
-    if architecture not in SAMPLE and not os.environ.get("CUPY_LSTM_FULL"):
+    if architecture not in SAMPLE and not FULL:
         pytest.skip(f"{', '.join(SAMPLE)} here, .ci/full compiles for all architectures")
 
 

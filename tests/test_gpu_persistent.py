@@ -5,9 +5,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 from cases import Case
+from full import in_dtypes_by_turns
 from gpu_cases import arrays_of, assert_device_case, call, on_device, on_host, prepared
 from gpu_on_cpu import order, profile
 from persistent_cases import (
+    DTYPES,
     SAMPLE,
     SERVED,
     assert_served,
@@ -29,7 +31,7 @@ from cupy_lstm.persistent.tiles import block_capacity
 pytestmark = pytest.mark.gpu_on_cpu
 
 
-@pytest.mark.parametrize(("case", "dtype"), SERVED)
+@in_dtypes_by_turns(SERVED, DTYPES)
 def test_table(cupy, case, dtype):
     result = assert_served(cupy, case, dtype)
     assert_padding_is_zero(case, result)
@@ -61,12 +63,16 @@ def test_in_every_order_of_threads_the_same_bits(cupy, dtype, inside, turn, monk
 WIDTHS = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 33, 40, 63, 64, 65, 72, 96, 97, 113, 128]
 
 
-@each_dtype
-@pytest.mark.parametrize("H", WIDTHS)
-def test_every_hidden_size(cupy, dtype, H):
+def of_width(H):
+    """Return a case of so many units."""
+    seed = 16 if H == 1 else 0  # that of the table's case: luck must not be the measure
+    return Case(f"width-{H}", T=2, H=H, states=True, seed=seed)
+
+
+@in_dtypes_by_turns(map(of_width, WIDTHS), DTYPES)
+def test_every_hidden_size(cupy, case, dtype):
     with profile("H100"):
-        seed = 16 if H == 1 else 0  # that of the table's case: luck must not be the measure
-        assert_served(cupy, Case(f"width-{H}", T=2, H=H, states=True, seed=seed), dtype)
+        assert_served(cupy, case, dtype)
 
 
 CAPACITIES = [("T4", "float16"), ("A100", "float32"), ("H100", "float32"), ("H100", "bfloat16")]

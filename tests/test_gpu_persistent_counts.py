@@ -6,8 +6,8 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 from gpu_on_cpu import record
-from gpu_on_cpu.driver.recorder import Allocation, Copy, Fill, Free, Gemm, Launch
-from persistent_cases import choose_form, each_dtype, each_form
+from gpu_on_cpu.driver.recorder import Allocation, Copy, Fill, Free, Gemm, GraphLaunch, Launch
+from persistent_cases import choose_form, each_dtype, each_form, kernels_of
 
 from cupy_lstm import LSTM, engine, no_grad
 from cupy_lstm.engines import persistent
@@ -86,6 +86,33 @@ def test_backward_is_one_kernel_three_gemms_and_one_reduction_a_chunk(
         assert counts["kernel"] == sums(log) == chunks
         apart = 2 if direction == "bidirect" and chunks > 1 else 1
         assert counts["gemm"] == (2 * apart + 1) * chunks
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("lengths", [False, True])
+@each_form
+@each_layer
+def test_what_else_a_pass_asks_for(
+    cupy, monkeypatch, dtype, inside, direction, time_major, lengths
+):
+    choose_form(monkeypatch, inside)
+    options = {"dtype": dtype, "direction": direction, "time_major": time_major}
+    for chunk, chunks in ((6, 1), (3, 2)):
+        options |= {"chunk": chunk, "lengths": lengths}
+        apart = chunks * (2 if direction == "bidirect" and chunks > 1 else 1)
+        # Zeros as the first state, the last one to where it is returned; lengths are taken as
+        # int64 and checked, and y is zero in padding.
+        expected = 4 + lengths * (2 + apart)
+        assert work(recorded(cupy, monkeypatch, **options))["other"] == expected
+        # Zeros in new gradients of four weights, the input and the state; the state's to where it
+        # is returned, and rounded. Each chunk: the sum for the biases, added to both.
+        expected = 9 + (dtype == "float16") + 3 * chunks
+        if lengths:  # zeros in dz and h, x with zeros in padding
+            expected += 2 * chunks + 4 * apart
+        elif not time_major and chunks > 1:  # x of the chunk as one matrix
+            expected += apart
+        log = recorded(cupy, monkeypatch, passes="backward", **options)
+        assert work(log)["other"] == expected
 
 
 def test_both_directions_are_one_product_of_all_gates(cupy, monkeypatch):
@@ -170,6 +197,42 @@ def test_a_graph_holds_the_whole_layer(cupy, dtype, direction, lengths):
             assert [a.tobytes() for a in found] == [a.tobytes() for a in expected]
             seen.add(found[0].tobytes())
     assert len(seen) == len(batches)
+
+
+@pytest.mark.parametrize("lengths", [None, (6, 0, 3)])
+@pytest.mark.parametrize(
+    "options", [{"num_layers": 2, "time_major": True}, {"direction": "bidirect"}]
+)
+@each_dtype
+def test_a_caller_may_capture_a_call_of_an_lstm(cupy, dtype, options, lengths):
+    """As the README has it: called once before, lengths on the device, the pool is kept."""
+    lstm = LSTM(I, H, xp="cupy", dtype=dtype, seed=0, **options)
+    rng, shape = np.random.default_rng(0), (T, B, I) if lstm.time_major else (B, T, I)
+    x = cupy.zeros(shape, dtype)
+    n = None if lengths is None else cupy.array(lengths)
+    h0, c0 = cupy.zeros((2, B, H), dtype), cupy.zeros((2, B, H), "float32")
+    stream, pool, seen = cupy.cuda.Stream(non_blocking=True), cupy.cuda.MemoryPool(), set()
+    with cupy.cuda.using_allocator(pool.malloc), stream, no_grad():
+        lstm(x, (h0, c0), n)
+        stream.begin_capture()
+        y, states = lstm(x, (h0, c0), n)
+        graph = stream.end_capture()
+        for _ in range(3):
+            for given in (x, h0, c0):
+                given.set(rng.standard_normal(given.shape).astype(given.dtype))
+            if n is not None:
+                n.set(rng.permutation(n.get()))
+            with record() as log:
+                graph.launch(stream)
+            assert len(log.of(GraphLaunch)) == 1
+            assert kernels_of(log) == ["recurrence_forward"] * lstm.num_layers
+            assert not log.gemms
+            assert not log.synchronisations
+            found = [array.get().tobytes() for array in (y, *states)]
+            again, final = lstm(x, (h0, c0), n)
+            assert found == [array.get().tobytes() for array in (again, *final)]
+            seen.add(found[0])
+    assert len(seen) == 3
 
 
 def lstm_weights(lstm):

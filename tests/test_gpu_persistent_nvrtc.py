@@ -1,9 +1,9 @@
 """The kernels of the engine persistent as the real compiler makes them, for every architecture."""
 
-import os
 import time
 
 import pytest
+from full import FULL
 from gpu_on_cpu.device import nvrtc
 from test_gpu_nvrtc import chosen, each_architecture
 
@@ -64,7 +64,7 @@ def test_nothing_spills_and_the_register_file_holds_a_block(compiled, function, 
         assert (usage.spill_stores, usage.spill_loads, usage.stack_frame) == (0, 0, 0), expression
         assert usage.registers <= tile.registers, expression
         assert usage.static_shared_bytes == 0, expression  # all that tiles.py counts is dynamic
-        if os.environ.get("CUPY_LSTM_FULL"):
+        if FULL:
             assert seconds < SECONDS, (expression, seconds)
 
 

@@ -1,7 +1,10 @@
 """The engine persistent on shapes, devices and chunks that nobody chose."""
 
+from dataclasses import replace
+
 import pytest
 from cases import Case
+from full import FULL
 from gpu_cases import arrays_of, assert_device_case
 from gpu_on_cpu import order, profile
 from hypothesis import given, settings
@@ -9,22 +12,24 @@ from hypothesis import strategies as st
 from persistent_cases import DTYPES, choose_form, run
 from test_gradients import assert_empty_rows_keep_their_states, assert_padding_is_zero
 
+from cupy_lstm.device import current_device
 from cupy_lstm.engines import persistent
+from cupy_lstm.persistent.tiles import block_capacity
 
 pytestmark = pytest.mark.gpu_on_cpu
 
 
 @st.composite
-def shapes(draw):
+def shapes(draw, most_steps, most_rows, units):
     """Draw a case. Neither B nor H is one: the rule measures by a naive loop's luck there."""
-    T, B = draw(st.integers(1, 7)), draw(st.integers(2, 10))
+    T, B = draw(st.integers(1, most_steps)), draw(st.integers(2, most_rows))
     lengths = st.none() | st.tuples(*[st.integers(0, T)] * B)
     return Case(
         "drawn",
         T=T,
         B=B,
         I=draw(st.integers(2, 40)),
-        H=draw(st.integers(4, 48)),
+        H=draw(units),
         bidirectional=draw(st.booleans()),
         time_major=draw(st.booleans()),
         bias_ih=draw(st.booleans()),
@@ -36,16 +41,30 @@ def shapes(draw):
     )
 
 
-@settings(max_examples=60)
-@given(
-    shapes(),
+PLACES = (
     st.sampled_from(DTYPES),
     st.sampled_from(["T4", "A100", "LAPTOP", "L4", "H100", "B200"]),
     st.booleans(),
     st.integers(1, 8),
     st.tuples(st.sampled_from(["forward", "reverse", "random"]), st.integers(0, 99)),
 )
+
+
+@settings(max_examples=60)
+@given(shapes(7, 10, st.integers(4, 48)), *PLACES)
 def test_any_shape_on_any_card(cupy, case, dtype, card, inside, chunk, turn):
+    assert_right(cupy, case, dtype, card, inside, chunk, turn)
+
+
+@settings(max_examples=60 if FULL else 5)
+@given(shapes(3, 5, st.integers(49, 164)), *PLACES)
+def test_any_size_up_to_the_largest(cupy, case, dtype, card, inside, chunk, turn):
+    with profile(card):
+        most = block_capacity(dtype, current_device().shared_memory_per_block)
+    assert_right(cupy, replace(case, H=min(case.H, most)), dtype, card, inside, chunk, turn)
+
+
+def assert_right(cupy, case, dtype, card, inside, chunk, turn):
     with pytest.MonkeyPatch.context() as patch, profile(card), order(turn[0], seed=turn[1]):
         choose_form(patch, inside)
         patch.setattr(persistent, "LAUNCH_STEPS", chunk)

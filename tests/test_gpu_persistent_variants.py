@@ -5,11 +5,10 @@ outside the rule, or in one that depends on the order of threads. Some faults no
 the threads of the bed take turns only where they wait; ThreadSanitizer names those.
 """
 
-import os
-
 import numpy as np
 import pytest
 from cases import Case
+from full import only_in_full
 from gpu_cases import assert_device_case
 from gpu_on_cpu import DeviceMisuseError, check_freed_memory, order
 from gpu_on_cpu.device import LaunchError
@@ -43,8 +42,8 @@ VARIANTS = {
         "store_shared(rest + (j - kept_terms) * blockDim.x, weights(j))",
         "store(reinterpret_cast<S*>(rest + (j - kept_terms) * blockDim.x), weights(j))"),
     "rest of another lane": (WIDE, False, "h", "shared + threadIdx.x", "shared + threadIdx.x / 2"),
-    "half of the lanes left out": (CASE, True, "h", "__shfl_xor_sync(ALL, sent, bit)", "0.0f"),
-    "halves changed": (CASE, True, "h",
+    "half of the lanes left out": (CASE, True, "w", "__shfl_xor_sync(ALL, sent, bit)", "0.0f"),
+    "halves changed": (CASE, True, "w",
         "upper ? from[n + N] : from[n],", "upper ? from[n] : from[n + N],"),
     "one step more": (CASE, True, "h",
         "static_cast<int>(end) - low : 0", "static_cast<int>(end) - low + 1 : 0"),
@@ -86,6 +85,7 @@ SOURCES = {
     "f": "recurrence_block.cu",
     "b": "recurrence_block_backward.cu",
     "h": "recurrence_block.cuh",
+    "w": "warp.cuh",
 }
 NEEDS_THREAD_SANITIZER = {"one copy of dz"}
 
@@ -178,16 +178,16 @@ from cupy_lstm import kernels
 from cupy_lstm.persistent import tiles
 from cupy_lstm.engines import persistent
 from cupy_lstm.notation import LayerWeights, PerWeight
-resolved, (old, new, inside, dtype) = kernels.resolved, sys.argv[1:]
+resolved, (old, new, inside, dtype, *sizes) = kernels.resolved, sys.argv[1:]
 kernels.resolved = lambda file: resolved(file).replace(old, new)
 tiles.INSIDE_FEATURES *= int(inside)
-T, B, I, H, D = 3, 5, 2, 3, 2
+T, B, I, H, D = *map(int, sizes), 2
 def values(*shape, dtype=dtype):
     return cupy.asarray(np.random.default_rng(0).standard_normal(shape).astype(dtype))
 weights = LayerWeights(*(values(D, 4 * H, *more) for more in ((I,), (H,), (), ())))
 x, y = values(T, B, I), values(T, B, D, H)
 states = values(D, B, H), values(D, B, H, dtype="float32")
-lengths = cupy.asarray(np.array([1, 3, 0, 2, 3]))
+lengths = cupy.asarray(np.array([1, T, 0, 2, T])[:B])
 _, tape = persistent.forward(x, weights, states, lengths, reverse=(False, True), y=y, keep=True,
                              chunk=2)
 none = PerWeight(None, None)
@@ -196,15 +196,26 @@ print("all of them")
 """
 
 
-def sanitized(sanitizer, old="step", new="step", inside=1, dtype="float32"):
-    return run_sanitized(PROGRAM, sanitizer, old, new, str(int(inside)), dtype, timeout=900)
+SMALL = 3, 5, 2, 3
+LARGE = 2, 3, 2, 101  # with weights in shared memory
+
+
+def sanitized(sanitizer, old="step", new="step", inside=1, dtype="float32", sizes=SMALL):
+    arguments = old, new, str(int(inside)), dtype, *map(str, sizes)
+    return run_sanitized(PROGRAM, sanitizer, *arguments, timeout=900)
+
+
+each_size = pytest.mark.parametrize(
+    "sizes", [SMALL, pytest.param(LARGE, marks=only_in_full)], ids=["small", "large"]
+)
 
 
 @needs("tsan")
 @needs_the_bed
 @pytest.mark.parametrize("inside", [True, False])
-def test_there_is_no_race(inside):
-    done = sanitized("tsan", inside=inside)
+@each_size
+def test_there_is_no_race(inside, sizes):
+    done = sanitized("tsan", inside=inside, sizes=sizes)
     assert done.clean, done.output
     assert done.output.endswith("all of them\n")
 
@@ -222,12 +233,11 @@ def test_without_a_barrier_there_is_one(name):
 
 @needs("asan")
 @needs_the_bed
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("float16", marks=only_in_full)])
 @pytest.mark.parametrize("inside", [True, False])
-def test_the_kernels_stay_within_their_arrays(inside, dtype):
-    if dtype != "float32" and not os.environ.get("CUPY_LSTM_FULL"):
-        pytest.skip("runs in .ci/full")
-    done = sanitized("asan", inside=inside, dtype=dtype)
+@each_size
+def test_the_kernels_stay_within_their_arrays(inside, dtype, sizes):
+    done = sanitized("asan", inside=inside, dtype=dtype, sizes=sizes)
     assert done.clean, done.output
     assert done.output.endswith("all of them\n")
 

@@ -1,8 +1,7 @@
 """The kernels under AddressSanitizer and ThreadSanitizer, each in a process of its own."""
 
-import os
-
 import pytest
+from full import only_in_full
 from gpu_cases import DTYPES
 from gpu_on_cpu.device.sanitize import missing, run_sanitized
 from gpu_on_cpu.driver.installation import reason_it_cannot_work
@@ -145,7 +144,7 @@ print("all of them")
     ],
 )
 @needs_the_bed
-@pytest.mark.skipif(not os.environ.get("CUPY_LSTM_FULL"), reason="runs in .ci/full")
+@only_in_full
 def test_every_kernel_stays_within_its_arrays_and_has_no_race(sanitizer, dtypes):
     done = run_sanitized(TABLE, sanitizer, *dtypes, timeout=900)
     assert done.clean, done.output

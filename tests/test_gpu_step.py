@@ -6,7 +6,8 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 from cases import CASES, Case, forward
-from gpu_cases import assert_device_case, each_dtype, prepared
+from full import in_dtypes_by_turns
+from gpu_cases import DTYPES, assert_device_case, each_dtype, prepared
 from gpu_on_cpu import order, record
 from gpu_on_cpu.driver.recorder import Allocation, Copy, Fill, Free, Launch
 from oracle import Result
@@ -90,14 +91,12 @@ def assert_served(cupy, case, dtype):
     assert_device_case(case, dtype, result)
 
 
-@each_dtype
-@pytest.mark.parametrize("case", TABLE, ids=lambda case: case.id)
+@in_dtypes_by_turns(TABLE, DTYPES)
 def test_table(cupy, case, dtype):
     assert_served(cupy, case, dtype)
 
 
-@each_dtype
-@pytest.mark.parametrize("case", SIZES, ids=lambda case: case.id)
+@in_dtypes_by_turns(SIZES, DTYPES)
 def test_sizes_rows_and_projections(cupy, case, dtype):
     assert_served(cupy, inference(case), dtype)
 

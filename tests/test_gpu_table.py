@@ -7,6 +7,7 @@ in random order, too.
 import numpy as np
 import pytest
 from cases import CASES, Case, forward, results
+from full import in_dtypes_by_turns
 from gpu_cases import (
     DTYPES,
     arrays_of,
@@ -29,7 +30,6 @@ from cupy_lstm.backend import sum_dtype
 
 pytestmark = [pytest.mark.gpu_on_cpu, pytest.mark.usefixtures("stepwise")]
 
-each_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.id)
 # One case for every kind of thing a chunk of steps does.
 RICH = [
     Case("rich", T=5, L=2, bidirectional=True, states=True, lengths=(3, 5, 0), dropout=0.5,
@@ -41,8 +41,7 @@ RICH = [
 each_rich = pytest.mark.parametrize("case", RICH, ids=lambda case: case.id)
 
 
-@each_dtype
-@each_case
+@in_dtypes_by_turns(CASES, DTYPES)
 def test_table(cupy, case, dtype):
     lstm, arrays = prepared(cupy, case, dtype)
     with record() as log:

@@ -158,7 +158,9 @@ def test_default_learning_rate(kind, formula):
 
 @each_kind
 @pytest.mark.parametrize(
-    "schedule", [StepDecay(0.1, 2, 0.5), LinearWarmup(0.1, 3), lambda k: 0.1 / (1 + k)], ids=str
+    "schedule",
+    [StepDecay(0.1, 2, 0.5), LinearWarmup(0.1, 3), lambda k: 0.1 / (1 + k)],
+    ids=lambda schedule: type(schedule).__name__,
 )
 def test_schedules_are_followed_step_by_step(kind, formula, schedule):
     problem = Problem()

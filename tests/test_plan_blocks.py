@@ -5,6 +5,9 @@ from dataclasses import replace
 import pytest
 from cases import Case
 from devices import DTYPES, any_devices, any_shapes, cards
+from full import FULL
+from gpu_on_cpu.device import PROFILES
+from gpu_on_cpu.device.profiles import KernelFacts
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -23,12 +26,12 @@ def is_few(shape, training):
     return shape.T <= FEW_STEPS and not training
 
 
-thousands = settings(max_examples=3000)
+many = settings(max_examples=3000 if FULL else 300)
 dtypes = st.sampled_from([*DTYPES, "float64"])
 LARGEST_GRID = 2**31 - 1, 65535
 
 
-@thousands
+@many
 @given(any_shapes(), dtypes, any_devices(), st.booleans())
 def test_a_plan_keeps_every_limit_of_the_device(shape, dtype, device, training):
     found = plan_sweep(shape, dtype, "cupy", training, device=device)
@@ -52,7 +55,7 @@ def test_a_plan_keeps_every_limit_of_the_device(shape, dtype, device, training):
     assert blocks.tile in TILES[2 if "16" in dtype else 4]  # one that is compiled
 
 
-@thousands
+@many
 @given(any_shapes(), st.sampled_from(DTYPES), any_devices(), st.booleans())
 def test_the_capacity_is_the_only_limit_of_a_layer_without_projection(
     shape, dtype, device, training
@@ -105,7 +108,7 @@ def test_every_weight_has_one_lane(shape, dtype, device):
     assert blocks.threads // 16 * 4 >= H  # units of the backward pass, four by sixteen lanes
 
 
-@thousands
+@many
 @given(any_shapes(), st.sampled_from(DTYPES), cards, st.booleans())
 def test_chunks_cover_every_step_once(shape, dtype, device, training):
     found = plan_sweep(shape, dtype, "cupy", training, device=device)
@@ -220,14 +223,24 @@ def test_weights_beyond_the_registers_are_read_from_shared_memory():
         assert moved == 512 * beyond * 4 * itemsize + 16 * 32 * 256
 
 
-@given(any_shapes(projected=False), st.sampled_from(DTYPES), cards, st.booleans())
-def test_blocks_at_once_fit_a_multiprocessor(shape, dtype, device, backward):
-    blocks = blocks_for(shape._replace(H=1 + shape.H % 60, P=1 + shape.H % 60), dtype, device, True)
-    n = blocks_at_once(blocks, device, backward)
-    work = blocks.backward if backward else blocks.forward
-    if n > 1:
-        assert n * work.shared_bytes <= device.shared_memory_per_multiprocessor
-        assert n * blocks.threads * blocks.registers <= device.registers_per_multiprocessor
+@pytest.mark.parametrize("card", PROFILES.values(), ids=lambda card: card.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_blocks_at_once_are_those_of_the_test_bed(card, dtype):
+    device = CARDS[card.name]
+    assert device.max_threads_per_multiprocessor == card.threads_per_sm
+    assert device.max_blocks_per_multiprocessor == card.blocks_per_sm
+    for H in range(1, 1 + block_capacity(dtype, device.shared_memory_per_block)):
+        blocks = blocks_for(Shape(9, 4, 40, H, H, 1), dtype, device, True)
+        facts = KernelFacts(blocks.registers, max_threads=blocks.tile.threads)
+        for backward, work in enumerate((blocks.forward, blocks.backward)):
+            expected = card.max_active_blocks(facts, blocks.threads, work.shared_bytes)
+            assert blocks_at_once(blocks, device, bool(backward)) == expected, H
+    # What holds few blocks here: many threads, or none but small blocks.
+    few = replace(device, max_threads_per_multiprocessor=64, max_blocks_per_multiprocessor=3)
+    blocks = blocks_for(Shape(9, 4, 40, 4, 4, 1), dtype, device, True)
+    assert blocks_at_once(blocks, few, False) == 64 // blocks.threads
+    few = replace(few, max_threads_per_multiprocessor=1024)
+    assert blocks_at_once(blocks, few, False) == 3
 
 
 def test_more_rows_take_longer_once_the_device_is_full():

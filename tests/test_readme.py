@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 README = (Path(__file__).resolve().parent.parent / "README.md").read_text(encoding="utf-8")
@@ -20,6 +21,30 @@ def test_the_first_example():
     assert names["y"].shape == (4, 23, 32)
     assert names["dx"].shape == names["x"].shape
     assert names["lstm"].weight_ih_l0.grad.any()
+
+
+@pytest.mark.gpu_on_cpu
+def test_the_first_example_on_cupy(cupy, monkeypatch):
+    """As its first comment says. CuPy's generators come compiled for GPUs: the host draws here."""
+
+    class Drawn:
+        def __init__(self, seed):
+            self.generator = np.random.default_rng(seed)
+
+        def standard_normal(self, shape):
+            return cupy.asarray(self.generator.standard_normal(shape))
+
+    monkeypatch.setattr(cupy.random, "default_rng", Drawn)
+    line = "import numpy as xp  # or: import cupy as xp\n"
+    assert EXAMPLES[0].count(line) == 1
+    seeded = EXAMPLES[0].replace("xp=xp)", "xp=xp, seed=0)")
+    found, expected = run(seeded.replace(line, "import cupy as xp\n")), run(seeded)
+    assert found["lstm"].weight_ih_l0.data.device == cupy.cuda.Device()
+    for name in ("x", "y", "h", "c", "dx", "dh0", "dc0"):
+        assert isinstance(found[name], cupy.ndarray), name
+        assert found[name].shape == expected[name].shape
+        near = 64 * 2**-23 * abs(expected[name]).max()
+        assert abs(found[name].get() - expected[name]).max() <= near, name
 
 
 def test_the_training_example_learns():

@@ -8,6 +8,7 @@ import math
 
 import pytest
 from cases import Case, assert_case
+from full import only_in_full
 from simd_bed import run, use_lanes, use_threads
 
 from cupy_lstm.simd.compiled import host_lanes, lanes_for
@@ -47,11 +48,19 @@ def sizes(lanes):
         )
 
 
-EVERY = [
-    pytest.param(lanes, case, id=f"{lanes.dtype}x{lanes.count}-{case.id}")
-    for lanes in KINDS
-    for case in sizes(lanes)
-]
+# One narrow kind of each dtype, and those of the host: it takes long to compile one.
+_NARROW = {("float32", 4), ("float64", 4)}
+_OF_THE_HOST = {(dtype, host_lanes(dtype).count) for dtype in ("float32", "float64")}
+
+
+def kind(lanes, *more, name=""):
+    """Return a parameter that is tried here, or in .ci/full alone."""
+    here = (lanes.dtype, lanes.count) in _NARROW | _OF_THE_HOST
+    marks = () if here else only_in_full
+    return pytest.param(lanes, *more, id=f"{lanes.dtype}x{lanes.count}{name}", marks=marks)
+
+
+EVERY = [kind(lanes, case, name=f"-{case.id}") for lanes in KINDS for case in sizes(lanes)]
 
 
 def test_every_remainder_is_there():
@@ -72,7 +81,7 @@ def test_every_gradient_in_every_kind_of_vector(lanes, case, monkeypatch):
     assert_case(case, lanes.dtype, run(case, lanes.dtype))
 
 
-@pytest.mark.parametrize("lanes", KINDS, ids=lambda lanes: f"{lanes.dtype}x{lanes.count}")
+@pytest.mark.parametrize("lanes", [kind(lanes) for lanes in KINDS])
 def test_units_shared_by_threads_in_every_kind_of_vector(lanes, monkeypatch):
     """One row: two threads take four blocks of units and what is left, and meet at each step."""
     use_lanes(monkeypatch, lanes)

@@ -343,7 +343,8 @@ class _Backward:
             sums = dz.sum(axis=(1, 2), dtype=self.dc.dtype)
             for some, gradient in biases:
                 if some is not None and gradient is not None:
-                    gradient[some] += sums[some]
+                    out = gradient[some]
+                    out += sums[some]  # not gradient[some] +=, which may copy out to itself
 
     def _add_product(self, left: Array, right: Array, some: slice, gradient: Array) -> None:
         """Add left^T right, summed over steps and rows, to some directions of a gradient."""

@@ -93,7 +93,11 @@ class Products:
         return out
 
     def _add_to_input(self, directions: slice, dx: Array) -> None:
-        """Add the gradient of the input to dx [k,B,I]."""
+        """Add the gradient of the input to dx [k,B,I].
+
+        Where the directions come one after another, dx of a half type is rounded after each, as in
+        `stepwise`: to keep the sums in float32 would take memory for the whole sequence.
+        """
         xp, weight = array_module(dx), self.tape.weights.weight_ih[directions]
         dz = self.dz[:, :, directions]
         out = self.layout.as_rows(dx)
@@ -116,7 +120,8 @@ class Products:
             sums = self._rows(self.dz).sum(axis=0, dtype="float32")
             for some, gradient in biases:
                 if some is not None and gradient is not None:
-                    gradient[some] += sums[some]
+                    out = gradient[some]
+                    out += sums[some]  # not gradient[some] +=, which may copy out to itself
 
     def _rows(self, array: Array) -> Array:
         """Return an array [k,B,D,F] of ours as [k*B,D,F], in its order."""

@@ -93,7 +93,8 @@ def build_module(
     """Return the shared library of one .cu, compiled if it is not in the cache.
 
     It is preprocessed, rewritten (see source.py) and compiled, in this order: macros may hold a
-    kernel's name or a shared variable, and so may headers.
+    kernel's name or a shared variable, and so may headers. What compiles the same text, for another
+    architecture most of the time, takes a copy: a library of its own, with variables of its own.
     """
     if sanitizer not in _SANITIZER_FLAGS:
         known = ", ".join(str(name) for name in _SANITIZER_FLAGS)
@@ -113,12 +114,17 @@ def build_module(
             raise CompileError(str(error)) from None
         plain = (name for name in names if name not in name_expressions)
         registry = "".join(_registration(f"n{i}", name) for i, name in enumerate(plain))
-        made = work / "made.so"
-        output = ["-o", str(made), "-x", "c++", "-", "-x", "none", str(runtime)]
-        _compile(
-            ["-shared", "-Wl,-Bsymbolic", *flags, *output],
-            f'{rewritten}\n# 1 "names of kernels"\n{registry}',
+        last = f'{rewritten}\n# 1 "names of kernels"\n{registry}'
+        digest = hashlib.sha256(
+            repr((_compiler_version(compiler()), last, flags, runtime)).encode()
         )
+        compiled = cache_folder() / f"text-{digest.hexdigest()[:24]}.so"
+        made = work / "made.so"
+        if not compiled.exists():
+            output = ["-o", str(made), "-x", "c++", "-", "-x", "none", str(runtime)]
+            _compile(["-shared", "-Wl,-Bsymbolic", *flags, *output], last)
+            made.replace(compiled)
+        shutil.copyfile(compiled, made)
         return made
 
     key = repr((text, before, flags, str(runtime)))

@@ -1,19 +1,22 @@
 """A plugin of pytest: tests marked ``gpu_on_cpu`` run in a process where CuPy has the fake device.
 
 No other test may see that CuPy, or the libcublas under it, so the marked tests of a run go to one
-child process together. It sends every report back, and pytest shows it as if the test had run
-here: selection, ``-x``, durations and the rest work as ever. A test that crashes the child fails,
-and the next one gets a new child.
+child process together. It runs those it is asked for and sends every report back, and pytest shows
+it as if the test had run here: selection, ``-x``, durations and the rest work as ever, and each
+worker of pytest-xdist has a child of its own. A test that crashes the child fails, and the next one
+gets a new child.
 
 ``pytest --gpu-on-cpu`` installs the fake device in the process itself and runs the marked tests
 alone, for a debugger. Where the bed cannot work, they are skipped with the reason.
 """
 
+import contextlib
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
+import uuid
 from collections.abc import Iterator
 from typing import Any
 
@@ -33,7 +36,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         action="store_true",
         help="run only tests marked gpu_on_cpu, here instead of in a child process",
     )
-    group.addoption("--gpu-on-cpu-reports", type=int, metavar="FD", help="used for the child")
+    group.addoption(
+        "--gpu-on-cpu-child", type=int, nargs=2, metavar="FD", help="used for the child"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -44,8 +49,8 @@ def pytest_configure(config: pytest.Config) -> None:
     if reason := reason_it_cannot_work():
         raise pytest.UsageError(reason)
     install(devices=DEVICES)
-    if (descriptor := config.getoption("--gpu-on-cpu-reports")) is not None:
-        config.pluginmanager.register(Child(config, descriptor), "gpu_on_cpu_child")
+    if pipes := config.getoption("--gpu-on-cpu-child"):
+        config.pluginmanager.register(Child(config, *pipes), "gpu_on_cpu_child")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -70,14 +75,19 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 class Child:
-    """In the child: sends every report through a pipe."""
+    """In the child: runs the tests it is asked for, and sends every report back."""
 
-    def __init__(self, config: pytest.Config, descriptor: int) -> None:
+    def __init__(self, config: pytest.Config, requests: int, reports: int) -> None:
         self.config = config
-        self.pipe = os.fdopen(descriptor, "wb", buffering=0)
+        self.requests = os.fdopen(requests, "rb")
+        self.reports = os.fdopen(reports, "wb", buffering=0)
 
-    def send(self, nodeid: str, report: dict[str, Any] | None) -> None:
-        self.pipe.write(pickle.dumps((nodeid, report)))
+    def pytest_runtestloop(self, session: pytest.Session) -> bool:
+        items = {item.nodeid: item for item in session.items}
+        for nodeid, following in messages(self.requests):
+            item, nextitem = items[nodeid], items.get(following)
+            item.ihook.pytest_runtest_protocol(item=item, nextitem=nextitem)
+        return True
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
@@ -86,15 +96,18 @@ class Child:
     def pytest_runtest_logfinish(self, nodeid: str) -> None:
         self.send(nodeid, None)
 
+    def send(self, nodeid: str, report: dict[str, Any] | None) -> None:
+        self.reports.write(pickle.dumps((nodeid, report)))
+
 
 class Parent:
-    """In the parent: starts the child and passes its reports on."""
+    """In the parent: starts the child, asks it for one test after another, passes reports on."""
 
     def __init__(self) -> None:
         self.process: subprocess.Popen[bytes] | None = None
-        self.pipe: Any = None
+        self.requests: Any = None
+        self.reports: Any = None
         self.output: Any = None
-        self.waiting: list[str] | None = None  # tests that have not run
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_protocol(
@@ -103,83 +116,105 @@ class Parent:
         if not item.get_closest_marker(MARKER) or item.get_closest_marker("skip"):
             return None
         item.ihook.pytest_runtest_logstart(nodeid=item.nodeid, location=item.location)
-        for report in self.reports_of(item):
+        for report in self.reports_of(item, nextitem):
+            item.ihook.pytest_runtest_logreport(report=report)
+        if nextitem is None and (crash := self.crash_at_the_end()):
+            report = failure(item, "teardown", crash)
             item.ihook.pytest_runtest_logreport(report=report)
         item.ihook.pytest_runtest_logfinish(nodeid=item.nodeid, location=item.location)
         # Tests of the same module that ran here have left its fixtures to the last one.
         item.session._setupstate.teardown_exact(nextitem)
         return True
 
-    @pytest.hookimpl(tryfirst=True)
-    def pytest_sessionfinish(self, session: pytest.Session) -> None:
-        done = self.process is not None and not self.waiting
-        status, text = self.stop(finished=done)
-        if done and status < 0:
-            reporter = session.config.pluginmanager.get_plugin("terminalreporter")
-            reporter.ensure_newline()
-            reporter.write_line(f"the child process crashed at its end, status {status}\n{text}")
-            session.exitstatus = pytest.ExitCode.TESTS_FAILED
+    def pytest_runtest_teardown(self, nextitem: pytest.Item | None) -> None:
+        if nextitem is None and (crash := self.crash_at_the_end()):
+            pytest.fail(crash, pytrace=False)
 
-    def reports_of(self, item: pytest.Item) -> Iterator[pytest.TestReport]:
+    def pytest_sessionfinish(self) -> None:
+        if self.process is not None:  # nobody wants the rest
+            self.process.terminate()
+            self.stop()
+
+    def reports_of(
+        self, item: pytest.Item, nextitem: pytest.Item | None
+    ) -> Iterator[pytest.TestReport]:
         """Give the reports of a test as they come."""
-        if self.waiting is None:
-            self.waiting = [
-                other.nodeid for other in item.session.items if other.get_closest_marker(MARKER)
-            ]
         if self.process is None:
-            self.start(item.config)
-        self.waiting.remove(item.nodeid)
-        for nodeid, data in self.messages():
-            if nodeid != item.nodeid:
-                continue
+            self.start(item.session)
+        following = None if nextitem is None else nextitem.nodeid
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer either
+            self.requests.write(pickle.dumps((item.nodeid, following)))
+        for _, data in messages(self.reports):
             if data is None:
                 return
             yield item.config.hook.pytest_report_from_serializable(config=item.config, data=data)
-        status, text = self.stop(finished=True)
-        yield pytest.TestReport(
-            nodeid=item.nodeid,
-            location=item.location,
-            keywords={},
-            outcome="failed",
-            longrepr=f"the child process ended during this test, status {status}\n{text}",
-            when="call",
-        )
+        status, text = self.stop()
+        crash = f"the child process ended during this test, status {status}\n{text}"
+        yield failure(item, "call", crash)
 
-    def messages(self) -> Iterator[tuple[str, dict[str, Any] | None]]:
-        """Give what the child sends until it ends."""
-        while True:
-            try:
-                yield pickle.load(self.pipe)
-            except (EOFError, pickle.UnpicklingError):
-                return
-
-    def start(self, config: pytest.Config) -> None:
-        """Start a child for the tests that have not run."""
-        assert self.waiting is not None
-        receiver, sender = os.pipe()
+    def start(self, session: pytest.Session) -> None:
+        """Start a child that has collected the marked tests."""
+        marked = [item for item in session.items if item.get_closest_marker(MARKER)]
+        asked, requests = os.pipe()
+        reports, answers = os.pipe()
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  read and closed by `stop`
-        command = [sys.executable, "-m", "pytest", "--gpu-on-cpu", f"--gpu-on-cpu-reports={sender}"]
-        command += ["-p", "no:cacheprovider", *self.waiting]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--gpu-on-cpu"]
+        command += ["--gpu-on-cpu-child", str(asked), str(answers)]
+        if session.config.pluginmanager.hasplugin("xdist"):
+            command += ["-n0"]
+        command += dict.fromkeys(str(item.path) for item in marked)
+        # Children that end at the same time must not combine each other's coverage.
+        coverage = f"{os.environ.get('COVERAGE_FILE', '.coverage')}.{uuid.uuid4().hex}"
         self.process = subprocess.Popen(
             command,
-            cwd=config.rootpath,
-            pass_fds=[sender],
+            cwd=session.config.rootpath,
+            env=os.environ | {"COVERAGE_FILE": coverage},
+            pass_fds=[asked, answers],
             stdout=self.output,
             stderr=subprocess.STDOUT,
         )
-        os.close(sender)
-        self.pipe = os.fdopen(receiver, "rb")
+        os.close(asked)
+        os.close(answers)
+        self.requests = os.fdopen(requests, "wb", buffering=0)
+        self.reports = os.fdopen(reports, "rb")
 
-    def stop(self, finished: bool) -> tuple[int, str]:
-        """Wait for the child, or end it, and return its status and the end of what it printed."""
+    def crash_at_the_end(self) -> str | None:
+        """End the child, and say how if it crashed."""
+        status, text = self.stop()
+        return (
+            f"the child process crashed at its end, status {status}\n{text}" if status < 0 else None
+        )
+
+    def stop(self) -> tuple[int, str]:
+        """Let the child end, and return its status and the end of what it printed."""
         if self.process is None:
             return 0, ""
-        if not finished:  # nobody wants the rest
-            self.process.terminate()
-        self.pipe.close()
+        self.requests.close()
         status = self.process.wait()
+        self.reports.close()
         self.output.seek(0)
         text = self.output.read().decode(errors="replace")[-8000:]
         self.output.close()
         self.process = None
         return status, text
+
+
+def messages(pipe: Any) -> Iterator[Any]:
+    """Give what comes through a pipe until the other side closes it."""
+    while True:
+        try:
+            yield pickle.load(pipe)
+        except (EOFError, pickle.UnpicklingError):
+            return
+
+
+def failure(item: pytest.Item, when: str, text: str) -> pytest.TestReport:
+    """Return the report of a test that fails for what its process did."""
+    return pytest.TestReport(
+        nodeid=item.nodeid,
+        location=item.location,
+        keywords={},
+        outcome="failed",
+        longrepr=text,
+        when=when,
+    )
