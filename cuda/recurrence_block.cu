@@ -38,7 +38,7 @@ __global__ void __launch_bounds__(threads, 1) recurrence_forward(
     const bool backwards = reverse >> d & 1, inside = weight_ih != nullptr;
     const bool is_unit = unit < H && b < B, is_feature = inside && unit < I && b < B;
     const Times times(lengths, b, B, T, start, stop, backwards);
-    const int longest = times.longest();
+    const int longest = longest_of(times.count);
 
     const int lane = threadIdx.x % 4, length = inside ? H + I : H;
     const int terms = terms_of(length, 4), entries = entries_of(terms, 4);

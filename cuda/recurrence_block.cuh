@@ -8,6 +8,7 @@
 // The parts are added by shuffles, in an order that is always the same.
 #pragma once
 #include "scalar.cuh"
+#include "times.cuh"
 #include "vector.cuh"
 #include "warp.cuh"
 
@@ -22,15 +23,6 @@ __device__ __forceinline__ int terms_of(int length, int lanes) {
 // Entries of the exchanged vector, each of four rows; zeros where a group has no term.
 __device__ __forceinline__ int entries_of(int terms, int lanes) {
     return (terms + GROUP - 1) / GROUP * GROUP * lanes;
-}
-
-// A vector in one load: from a reference the compiler would load each value where it is used.
-template <typename T, int N>
-__device__ __forceinline__ Vector<T, N> loaded(const Vector<T, N>& from) {
-    const auto word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(&from);
-    Vector<T, N> vector;
-    memcpy(&vector, &word, sizeof word);
-    return vector;
 }
 
 // The weights of a lane: terms of four weights, the first in registers, the rest in shared memory.
@@ -82,31 +74,12 @@ struct Terms {
     }
 };
 
-// The times of one row that lie in a range of steps. A reverse direction begins at the row's own
-// last valid time.
-struct Times {
-    int first;  // of the first step
-    int count;
-    int sign;   // from one step to the next
-
-    __device__ __forceinline__ Times(const long long* lengths, long long row, int B, int T,
-                                     int start, int stop, bool backwards) {
-        const int low = backwards ? T - stop : start, high = backwards ? T - start : stop;
-        long long end = 0;
-        if (row < B) end = lengths == nullptr || lengths[row] > high ? high : lengths[row];
-        count = end > low ? static_cast<int>(end) - low : 0;
-        first = backwards ? static_cast<int>(end) - 1 : low;
-        sign = backwards ? -1 : 1;
-    }
-
-    // Steps of the longest row of the block: every warp has all of them.
-    __device__ __forceinline__ int longest() const {
-        int most = count;
+// Steps of the longest row of the block, from those of this thread's: every warp has all rows.
+__device__ __forceinline__ int longest_of(int count) {
 #pragma unroll
-        for (int bit = 1; bit < ROWS; bit *= 2) {
-            const int other = __shfl_xor_sync(ALL, most, bit);
-            most = other > most ? other : most;
-        }
-        return most;
+    for (int bit = 1; bit < ROWS; bit *= 2) {
+        const int other = __shfl_xor_sync(ALL, count, bit);
+        count = other > count ? other : count;
     }
-};
+    return count;
+}

@@ -39,7 +39,7 @@ __global__ void __launch_bounds__(threads, 1) recurrence_backward(
     const bool backwards = reverse >> d & 1, is_unit = unit < H && b < B;
     const Times times(lengths, b, B, T, start, stop, backwards);
     const Times kept(lengths, b, B, T, kept_start, kept_stop, backwards);
-    const int longest = times.longest();
+    const int longest = longest_of(times.count);
 
     const int lane = threadIdx.x % 16, first_unit = threadIdx.x / 16 * 4;
     const int terms = terms_of(4 * H, 16), entries = entries_of(terms, 16);

@@ -10,8 +10,9 @@
 // of the launch must run at once, which a cooperative launch ensures), or, where CLUSTER is
 // defined, through the shared memory of a cluster of so many blocks (ClusterExchange).
 #pragma once
-#include "recurrence_block.cuh"
 #include "sync.cuh"
+#include "times.cuh"
+#include "warp.cuh"
 
 #ifdef CLUSTER
 #define PLACED __cluster_dims__(CLUSTER, 1, 1)
@@ -51,8 +52,8 @@ struct GridExchange {
 
     // The vector a tile's blocks have published, the same for all threads.
     __device__ __forceinline__ const S* received(int tile, int count) {
-        if (threadIdx.x < 32)
-            for (int i = threadIdx.x; i < blocks; i += 32)
+        if (threadIdx.x < WARP)
+            for (int i = threadIdx.x; i < blocks; i += WARP)
                 while (load_acquire<Scope::device>(flags + tile * blocks + i) < count) continue;
         __syncthreads();
         const S* from = vectors + (static_cast<long long>(count % 2) * tiles + tile) * size;

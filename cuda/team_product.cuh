@@ -10,10 +10,11 @@
 // entries() values of k, those from `length` on are zero.
 #pragma once
 #include "mma.cuh"
-#include "recurrence_block.cuh"
+#include "vector.cuh"
+#include "warp.cuh"
 
 constexpr int THREADS = 512;  // of a block of a team
-constexpr int WARPS = THREADS / 32;
+constexpr int WARPS = THREADS / WARP;
 
 // In float32, on every architecture: a thread has eight outputs and four rows, 32 products for two
 // loads at most. A warp's sums are added by shuffles.
@@ -35,7 +36,7 @@ struct LaneProduct {
     }
 
     __device__ __forceinline__ int entries() const { return terms * slices; }
-    __device__ __forceinline__ int parts() const { return slices > 32 ? slices / 32 : 1; }
+    __device__ __forceinline__ int parts() const { return slices > WARP ? slices / WARP : 1; }
     __device__ __forceinline__ uint4* behind_weights() const {
         const int in_memory = terms > kept_terms ? terms - kept_terms : 0;
         return rest - threadIdx.x + in_memory * (TERM_BYTES / 16) * THREADS;
@@ -108,7 +109,7 @@ private:
 
     // Eight lanes or more share an octet: each is left with its part of the 32 sums.
     __device__ __forceinline__ void reduce(const float (&sum)[32], float* sums) const {
-        const int lanes = slices < 32 ? slices : 32, lane = slice % lanes;
+        const int lanes = slices < WARP ? slices : WARP, lane = slice % lanes;
         float* here = sums + (slice / lanes * outputs + octet * OUTPUTS) * ROWS;
         float sixteen[16], eight[8], four[4], two[2], one[1];
         halve<16>(sum, sixteen, lanes / 2);
@@ -146,7 +147,7 @@ struct TensorProduct {
         : rest(reinterpret_cast<Fragment*>(shared) + threadIdx.x), outputs(outputs),
           many(WARPS / (outputs / OUTPUTS)) {
         terms = (length + many * K - 1) / (many * K);
-        const int warp = threadIdx.x / 32;
+        const int warp = threadIdx.x / WARP;
         part = warp % many, first = warp / many * OUTPUTS;
     }
 
@@ -159,7 +160,7 @@ struct TensorProduct {
     // Fragments of the vector one after another, each as its lanes hold it.
     static __device__ __forceinline__ int place(int k, int row) {
         const int inside = k % K, lane = row * 4 + inside % (4 * E) / E;
-        return (k / K * 32 + lane) * (2 * E) + inside / (4 * E) * E + inside % E;
+        return (k / K * WARP + lane) * (2 * E) + inside / (4 * E) * E + inside % E;
     }
     static __device__ __forceinline__ S operand(S value) {
         return TensorCores<S>::operand(value);
@@ -175,13 +176,13 @@ struct TensorProduct {
     }
 
     __device__ __forceinline__ void multiply(const S* vector, float* sums) const {
-        const int lane = threadIdx.x % 32;
-        const Pair* values = reinterpret_cast<const Pair*>(vector) + part * 32 + lane;
+        const int lane = threadIdx.x % WARP;
+        const Pair* values = reinterpret_cast<const Pair*>(vector) + part * WARP + lane;
         float sum[2][4] = {};  // two chains, so that an instruction need not wait for the last one
 #pragma unroll
         for (int j = 0; j < kept_terms; ++j) {
             if (j >= terms) break;
-            add(kept[j], loaded(values[j * many * 32]), sum[j % 2]);
+            add(kept[j], loaded(values[j * many * WARP]), sum[j % 2]);
         }
         int j = kept_terms;
 #pragma unroll 1
@@ -189,9 +190,9 @@ struct TensorProduct {
 #pragma unroll
             for (int i = 0; i < 2; ++i)
                 add(loaded(rest[(j + i - kept_terms) * THREADS]),
-                    loaded(values[(j + i) * many * 32]), sum[i]);
+                    loaded(values[(j + i) * many * WARP]), sum[i]);
         if (j < terms)
-            add(loaded(rest[(j - kept_terms) * THREADS]), loaded(values[j * many * 32]), sum[0]);
+            add(loaded(rest[(j - kept_terms) * THREADS]), loaded(values[j * many * WARP]), sum[0]);
         float* here = sums + (part * outputs + first + lane / 4) * ROWS + lane % 4 * 2;
 #pragma unroll
         for (int i = 0; i < 4; i += 2)
@@ -207,7 +208,7 @@ private:
 
     template <typename Weight>
     __device__ __forceinline__ Fragment fragment(const Weight& weight, int j) const {
-        const int lane = threadIdx.x % 32, k = (part + j * many) * K + lane % 4 * E;
+        const int lane = threadIdx.x % WARP, k = (part + j * many) * K + lane % 4 * E;
         Fragment of_lane;
 #pragma unroll
         for (int i = 0; i < 4; ++i) {

@@ -38,3 +38,12 @@ __device__ __forceinline__ void store_shared(Vector<T, N>* to, const Vector<T, N
     memcpy(&word, &vector, sizeof word);
     *reinterpret_cast<decltype(word)*>(to) = word;
 }
+
+// A vector in one load: from a reference the compiler would load each value where it is used.
+template <typename T, int N>
+__device__ __forceinline__ Vector<T, N> loaded(const Vector<T, N>& from) {
+    const auto word = *reinterpret_cast<const typename Word<sizeof(T) * N>::type*>(&from);
+    Vector<T, N> vector;
+    memcpy(&vector, &word, sizeof word);
+    return vector;
+}

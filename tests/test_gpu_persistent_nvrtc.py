@@ -8,12 +8,13 @@ from gpu_on_cpu.device import nvrtc
 from test_gpu_nvrtc import chosen, each_architecture
 
 from cupy_lstm import kernels
-from cupy_lstm.engines.persistent import FILES
 from cupy_lstm.kernels import OPTIONS, SCALARS
+from cupy_lstm.persistent.launches import FILES as ALL_FILES
 from cupy_lstm.persistent.tiles import ITEMSIZE, TILES
 
 pytestmark = pytest.mark.gpu_on_cpu
 
+FILES = {f"recurrence_{which}": ALL_FILES["block", which] for which in ("forward", "backward")}
 INSTANTIATIONS = {
     function: [
         (f"{function}<{SCALARS[dtype]}, {terms}, {tile.threads}>", tile)
@@ -98,4 +99,4 @@ def assert_memory_instructions(module, expression, function, names):
 
 def test_every_instantiation_the_package_asks_for_is_compiled_here():
     names = {path.name for path in kernels.source_folder().glob("recurrence*.cu")}
-    assert set(FILES.values()) == names
+    assert set(ALL_FILES.values()) == names

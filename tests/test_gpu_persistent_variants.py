@@ -18,6 +18,7 @@ from test_gpu_sanitizers import needs, needs_the_bed
 
 from cupy_lstm import kernels
 from cupy_lstm.engines import persistent
+from cupy_lstm.persistent import launches
 
 pytestmark = [
     pytest.mark.gpu_on_cpu,
@@ -45,16 +46,16 @@ VARIANTS = {
     "half of the lanes left out": (CASE, True, "w", "__shfl_xor_sync(ALL, sent, bit)", "0.0f"),
     "halves changed": (CASE, True, "w",
         "upper ? from[n + N] : from[n],", "upper ? from[n] : from[n + N],"),
-    "one step more": (CASE, True, "h",
+    "one step more": (CASE, True, "t",
         "static_cast<int>(end) - low : 0", "static_cast<int>(end) - low + 1 : 0"),
-    "one step less": (CASE, True, "h",
+    "one step less": (CASE, True, "t",
         "static_cast<int>(end) - low : 0", "static_cast<int>(end) - low - 1 : 0"),
-    "reverse begins at the end": (CASE, True, "h",
+    "reverse begins at the end": (CASE, True, "t",
         "static_cast<int>(end) - 1 : low", "high - 1 : low"),
-    "lengths not clamped": (Case("broken-clamp", T=3, B=2, H=3, lengths=(3, 2)), True, "h",
+    "lengths not clamped": (Case("broken-clamp", T=3, B=2, H=3, lengths=(3, 2)), True, "t",
                             "lengths[row] > high ? high :", "lengths[row] > high + 9 ? high :"),
     "the longest row alone": (CASE, True, "h",
-        "other > most ? other : most", "other < most ? other : most"),
+        "other > count ? other : count", "other < count ? other : count"),
     "biases of unit 0": (CASE, True, "f", "loaded(bias[unit])", "loaded(bias[0])"),
     "one bias": (CASE, True, "f",
         "sum[g] += widen(bias_hh[gate])", "sum[g] = widen(bias_hh[gate])"),
@@ -85,6 +86,7 @@ SOURCES = {
     "f": "recurrence_block.cu",
     "b": "recurrence_block_backward.cu",
     "h": "recurrence_block.cuh",
+    "t": "times.cuh",
     "w": "warp.cuh",
 }
 NEEDS_THREAD_SANITIZER = {"one copy of dz"}
@@ -98,10 +100,10 @@ def edited(monkeypatch):
     def edit(old, new, file):
         assert kernels.source(file).count(old), "the source no longer holds what is broken here"
         monkeypatch.setattr(kernels, "resolved", lambda name: original(name).replace(old, new))
-        persistent._kernel.cache_clear()
+        launches._block_kernel.cache_clear()
 
     yield edit
-    persistent._kernel.cache_clear()
+    launches._block_kernel.cache_clear()
 
 
 def found(cupy, case):
