@@ -256,6 +256,11 @@ def fitting_teams(
     A multiprocessor holds one block; those of a cluster are on multiprocessors beside each other,
     so some of a device may stay idle.
     """
+    if (
+        device.max_threads_per_block < THREADS
+        or device.registers_per_multiprocessor < THREADS * REGISTERS
+    ):
+        return
     for form, units in product(forms_for(dtype, device), UNITS):
         needed = -(-H // units)
         if needed == 1 or units * form.rows > THREADS or units % form.outputs:

@@ -7,7 +7,7 @@ from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.persistent.blocks import Blocks, blocks_for
 from cupy_lstm.persistent.teams import COMPUTE_CAPABILITY, Teams, fitting_teams
-from cupy_lstm.persistent.tiles import ITEMSIZE
+from cupy_lstm.persistent.tiles import ITEMSIZE, block_capacity
 
 MOST_HIDDEN = 4096
 """More than any device holds."""
@@ -53,9 +53,13 @@ def tier_for(shape: Shape, dtype: str, device: DeviceFacts, training: bool) -> B
         return teams
     if any(fitting_teams(1, H, D, dtype, device, training)):
         return f"{B} rows are more than the shared memory of its teams holds"
+    most = max(
+        block_capacity(dtype, device.shared_memory_per_block, training),
+        capacity(dtype, device, training),
+    )
     return (
         "its recurrent weights must fit on the multiprocessors together: hidden_size is at most "
-        f"{capacity(dtype, device, training)} in {dtype} on this device, not {H}"
+        f"{most} in {dtype} on this device, not {H}"
     )
 
 
