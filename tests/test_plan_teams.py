@@ -37,9 +37,9 @@ from cupy_lstm.persistent.tiers import (
     tier_for,
 )
 from cupy_lstm.persistent.tiles import ITEMSIZE, block_capacity
-from cupy_lstm.plan import plan_sweep
+from cupy_lstm.plan import ENGINES, REASONS, plan_sweep
 
-thousands = settings(max_examples=1500)
+thousands = settings(max_examples=1000)
 dtypes = st.sampled_from(DTYPES)
 FORMS = [LANES, TENSOR, TENSOR_TF32]
 each_form = pytest.mark.parametrize("form", FORMS, ids=["lanes", "tensor", "tf32"])
@@ -168,13 +168,12 @@ def test_what_a_device_cannot_launch_is_not_planned():
 
 
 def test_the_numbers_of_the_kernels_are_the_same():
-    product_source = kernels.source("team_product.cuh")
-    assert int(re.search(r"constexpr int THREADS = (\d+);", product_source)[1]) == THREADS
-    found = re.findall(r"constexpr int ROWS = (\d+), OUTPUTS = (\d+)", product_source)
+    assert int(re.search(r"constexpr int THREADS = (\d+);", SOURCE)[1]) == THREADS
+    found = re.findall(r"constexpr int ROWS = (\d+), OUTPUTS = (\d+)", SOURCE)
     assert [tuple(map(int, one)) for one in found] == [
         (form.rows, form.outputs) for form in (LANES, TENSOR)
     ]
-    names = re.findall(r"^struct (\w+Product) ", product_source, re.MULTILINE)
+    names = re.findall(r"^struct (\w+Product) ", SOURCE, re.MULTILINE)
     assert names == [LANES.kind, TENSOR.kind]
     row = re.search(r"struct Row \{(.*?)\};", kernels.source("team.cuh"), re.DOTALL)[1]
     assert 4 * len(re.findall(r"^\s*int \w+;", row, re.MULTILINE)) == teams.ROW_BYTES
@@ -186,34 +185,54 @@ def test_the_numbers_of_the_kernels_are_the_same():
 # --- products: who has which weight --------------------------------------------------------------
 
 
+SOURCE = kernels.source("team_product.cuh")
+BLOCKS = [
+    pytest.param(form, units, id=f"{name}-{units}")
+    for form, name in zip(FORMS, ("lanes", "tensor", "tf32"), strict=True)
+    for units in UNITS
+    if units * form.rows <= THREADS and units % form.outputs == 0
+]
+each_block = pytest.mark.parametrize(("form", "units"), BLOCKS)
+
+
 def elements_of(form):
     """Return E of a form: neighbours along k in a register of the tensor cores."""
     return 8 * form.term_weights // TENSOR.term_weights // 4
 
 
+def text_of(form, pattern):
+    """Return expressions of a form's kernels, as Python computes them: integers are divided."""
+    struct = SOURCE[SOURCE.index(f"struct {form.kind} ") :]
+    found = re.search(pattern, struct).groups()
+    return [one.replace("/", "//").replace("threadIdx.x", "thread") for one in found]
+
+
 def weights_of(form, outputs, terms):
-    """Return (output, k) of every weight that the threads of a block hold, by the kernels' rule."""
-    if form == LANES:
-        slices = THREADS // (outputs // 8)
-        thread, j, n = np.meshgrid(np.arange(THREADS), np.arange(terms), np.arange(8))
-        return thread // slices * 8 + n, thread % slices + j * slices
+    """Return (output, k) of every weight that the threads of a block hold, by the kernels' text."""
     E = elements_of(form)
-    many = THREADS // 32 // (outputs // 16)
-    warp, lane, j, i, e = np.meshgrid(
-        np.arange(THREADS // 32), np.arange(32), np.arange(terms), np.arange(4), np.arange(E)
-    )
-    # Register i of a fragment: row group + 8 (i % 2), k quarter + 4 (i / 2), of the PTX ISA.
-    output = warp // many * 16 + lane // 4 + 8 * (i % 2)
-    k = (warp % many + j * many) * 8 * E + (lane % 4 + 4 * (i // 2)) * E + e
-    return output, k
+    slices, many = THREADS // (outputs // 8), THREADS // 32 // (outputs // 16 or 1)
+    names = {"E": E, "K": 8 * E, "OUTPUTS": form.outputs, "slices": slices, "many": many}
+    if form == LANES:
+        sizes = {"thread": THREADS, "j": terms, "n": 8}
+        octet, piece = text_of(form, r"octet = (.*), slice = (.*);")
+        steps = {"octet": octet, "slice": piece}
+    else:
+        sizes = {"thread": THREADS, "j": terms, "i": 4, "e": E}
+        (warp,) = text_of(form, r"const int warp = (.*);")
+        part, first = text_of(form, r"part = (.*), first = (.*);")
+        lane, k = text_of(form, r"const int lane = (.*), k = (\(part.*);")
+        steps = {"warp": warp, "part": part, "first": first, "lane": lane, "k": k}
+    grids = np.meshgrid(*(np.arange(size) for size in sizes.values()))
+    names |= dict(zip(sizes, grids, strict=True))
+    for name, text in steps.items():
+        names[name] = eval(text, {}, names)
+    weight = r"\n +weight\((.*), (.*)\);" if form == LANES else r"operand\(weight\((.*), (.*)\)\);"
+    return [eval(text, {}, names) for text in text_of(form, weight)]
 
 
-@each_form
+@each_block
 @pytest.mark.parametrize("length", [1, 7, 64, 100, 257])
-@pytest.mark.parametrize("units", UNITS)
 def test_every_weight_has_one_thread(form, units, length):
-    if units * form.rows > THREADS or units % form.outputs:
-        pytest.skip(f"blocks of this form do not have {units} units")
     for outputs, values in ((4 * units, length), (units, 4 * length)):
         terms = form.terms(outputs, values)
         output, k = weights_of(form, outputs, terms)
@@ -227,13 +246,14 @@ def test_every_weight_has_one_thread(form, units, length):
 
 def place(form, k, row):
     """Return where an element of the exchanged vector is, by the text of the kernels."""
-    if form == LANES:
-        return k * 4 + row
     E = elements_of(form)
-    K = 8 * E
-    inside = k % K
-    lane = row * 4 + inside % (4 * E) // E
-    return (k // K * 32 + lane) * (2 * E) + inside // (4 * E) * E + inside % E
+    names = {"k": k, "row": row, "ROWS": form.rows, "E": E, "K": 8 * E}
+    if form != LANES:
+        inside, lane = text_of(form, r"const int inside = (.*?), lane = (.*);")
+        names["inside"] = eval(inside, {}, names)
+        names["lane"] = eval(lane, {}, names)
+    (found,) = text_of(form, r"int place\(int k, int row\) \{[^}]*?return (.*?);")
+    return eval(found, {}, names)
 
 
 @each_form
@@ -251,17 +271,14 @@ def test_a_vector_is_where_the_lanes_load_it(form):
         assert place(form, fragment * 8 * E + (lane % 4 + 4 * i) * E + e, lane // 4) == loaded
 
 
-@each_form
-def test_every_sum_has_its_place(form):
-    for units in UNITS:
-        if units * form.rows > THREADS or units % form.outputs:
-            continue
-        for outputs in (units, 4 * units):
-            if form == LANES:
-                parts = max(1, THREADS // (outputs // 8) // 32)
-            else:
-                parts = THREADS // 32 // (outputs // 16)
-            assert parts * outputs == max(form.sums, outputs)
+@each_block
+def test_every_sum_has_its_place(form, units):
+    for outputs in (units, 4 * units):
+        if form == LANES:
+            parts = max(1, THREADS // (outputs // 8) // 32)
+        else:
+            parts = THREADS // 32 // (outputs // 16)
+        assert parts * outputs == max(form.sums, outputs)
 
 
 def test_shared_memory_by_hand():
@@ -354,10 +371,7 @@ def test_blocks_wait_for_nobody_unless_teams_are_much_faster(shape, dtype, devic
 def test_tiers_of_known_layers(card, dtype, H, tier):
     found = plan_sweep(Shape(100, 16, H, H, H, 1), dtype, "cupy", device=CARDS[card])
     assert (found.engine, found.tier) == ("persistent", tier)
-    where = {"block": "one multiprocessor", "cluster": "a cluster of multiprocessors"}
-    assert (
-        found.reason == f"the recurrent weights fit on {where.get(tier, 'several multiprocessors')}"
-    )
+    assert found.reason == REASONS[tier]
 
 
 def test_tf32_is_used_where_it_is_asked_for_and_fits():
@@ -450,7 +464,9 @@ def test_teams_are_explained():
     found = plan_sweep(Shape(1000, 16, 64, 512, 512, 1), "float16", "cupy", device=CARDS["H100"])
     work, name = found.launch, "tensor cores"
     first, launch, cost = text.split("\n")
-    assert f": the recurrent weights fit on several multiprocessors ({kind_of(found)})" in first
+    assert (
+        f": the recurrent weights fit on several multiprocessors ({ENGINES['persistent']})" in first
+    )
     assert launch == (
         f"  grid tier, teams of {work.blocks} blocks of {work.units} units on {name}: "
         f"{work.grid[0]} x 1 blocks of 512 threads on the 132 multiprocessors of H100, at most 128 "
@@ -460,12 +476,6 @@ def test_teams_are_explained():
     assert "4 barriers" in cost
     assert "by the model, not measured" in cost
     assert "float32 lanes" in explain_plan(1000, 16, 64, 512, device="H100")
-
-
-def kind_of(found):
-    from cupy_lstm.plan import ENGINES
-
-    return ENGINES[found.engine]
 
 
 def test_the_sizes_of_the_model_s_table_have_a_tier_on_an_h100():

@@ -1,12 +1,13 @@
 """Which tier of the engine persistent serves a layer on a device: pure arithmetic."""
 
+from bisect import bisect_left
 from functools import lru_cache
 
 from cupy_lstm.cost import recurrence_clocks
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.persistent.blocks import Blocks, blocks_for
-from cupy_lstm.persistent.teams import COMPUTE_CAPABILITY, Teams, fitting_teams
+from cupy_lstm.persistent.teams import COMPUTE_CAPABILITY, Teams, fitting_teams, forms_for
 from cupy_lstm.persistent.tiles import ITEMSIZE, block_capacity
 
 MOST_HIDDEN = 4096
@@ -90,9 +91,15 @@ def pass_clocks(
 
 @lru_cache(maxsize=256)
 def capacity(dtype: str, device: DeviceFacts, training: bool, tier: str | None = None) -> int:
-    """Return the largest H that teams serve, of one direction and a batch of one tile."""
-    for H in range(MOST_HIDDEN, 0, -1):
-        for teams in fitting_teams(1, H, 1, dtype, device, training):
-            if tier in (None, teams.tier):
-                return H
-    return 0
+    """Return the largest H that teams serve, of one direction and a batch of one tile; 0 if none.
+
+    Every smaller one fits, too, down to the fewest units of a block, which need no team.
+    """
+
+    def is_too_large(H: int) -> bool:
+        found = fitting_teams(1, H, 1, dtype, device, training)
+        return all(tier not in (None, teams.tier) for teams in found)
+
+    least = 1 + max(form.outputs for form in forms_for(dtype, device))
+    fitting = bisect_left(range(least, MOST_HIDDEN), True, key=is_too_large)
+    return least + fitting - 1 if fitting else 0
