@@ -7,6 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 from devices import DTYPES, any_devices, any_shapes, cards
+from full import FULL
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ from cupy_lstm.persistent.tiers import (
 from cupy_lstm.persistent.tiles import ITEMSIZE, block_capacity
 from cupy_lstm.plan import ENGINES, REASONS, plan_sweep
 
-thousands = settings(max_examples=1000)
+many = settings(max_examples=2000 if FULL else 150)
 dtypes = st.sampled_from(DTYPES)
 FORMS = [LANES, TENSOR, TENSOR_TF32]
 each_form = pytest.mark.parametrize("form", FORMS, ids=["lanes", "tensor", "tf32"])
@@ -54,7 +55,7 @@ def works_of(found, training):
 # --- limits --------------------------------------------------------------------------------------
 
 
-@thousands
+@many
 @given(any_shapes(), dtypes, any_devices(), st.booleans())
 def test_teams_keep_every_limit_of_the_device(shape, dtype, device, training):
     _, B, _, H, _, D = shape
@@ -78,7 +79,7 @@ def test_teams_keep_every_limit_of_the_device(shape, dtype, device, training):
             assert dtype != "float32" or device.tf32
 
 
-@thousands
+@many
 @given(any_shapes(), dtypes, any_devices(), st.booleans())
 def test_units_and_rows_are_covered_once_and_no_block_is_too_many(shape, dtype, device, training):
     _, B, _, H, _, D = shape
@@ -94,7 +95,7 @@ def test_units_and_rows_are_covered_once_and_no_block_is_too_many(shape, dtype, 
         assert (found.directions == D) == (found.blocks * D <= device.multiprocessors)
 
 
-@thousands
+@many
 @given(any_shapes(), dtypes, any_devices(), st.booleans())
 def test_the_capacity_is_the_only_limit_of_one_tile(shape, dtype, device, training):
     H = shape.H
@@ -227,7 +228,13 @@ def weights_of(form, outputs, terms):
     for name, text in steps.items():
         names[name] = eval(text, {}, names)
     weight = r"\n +weight\((.*), (.*)\);" if form == LANES else r"operand\(weight\((.*), (.*)\)\);"
-    return [eval(text, {}, names) for text in text_of(form, weight)]
+    output, k = (eval(text, {}, names) for text in text_of(form, weight))
+    if form != LANES:
+        # Register i of a fragment's lane: row group + 8 (i % 2), k quarter + 4 (i / 2) (PTX ISA).
+        lane, i = names["thread"] % 32, names["i"]
+        assert (output % 16 == lane // 4 + 8 * (i % 2)).all()
+        assert (k % (8 * E) == (lane % 4 + 4 * (i // 2)) * E + names["e"]).all()
+    return output, k
 
 
 @each_block
@@ -384,7 +391,7 @@ def test_tf32_is_used_where_it_is_asked_for_and_fits():
     assert best_teams(16, 400, 1, "float32", old, True).form == LANES
 
 
-@thousands
+@many
 @given(any_shapes(projected=False), dtypes, cards, st.booleans())
 def test_steps_that_would_be_slower_stay_stepwise(shape, dtype, device, training):
     shape = shape._replace(T=100)
@@ -464,9 +471,7 @@ def test_teams_are_explained():
     found = plan_sweep(Shape(1000, 16, 64, 512, 512, 1), "float16", "cupy", device=CARDS["H100"])
     work, name = found.launch, "tensor cores"
     first, launch, cost = text.split("\n")
-    assert (
-        f": the recurrent weights fit on several multiprocessors ({ENGINES['persistent']})" in first
-    )
+    assert f": {REASONS['grid']} ({ENGINES['persistent']})" in first
     assert launch == (
         f"  grid tier, teams of {work.blocks} blocks of {work.units} units on {name}: "
         f"{work.grid[0]} x 1 blocks of 512 threads on the 132 multiprocessors of H100, at most 128 "
