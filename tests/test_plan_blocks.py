@@ -180,7 +180,7 @@ def test_no_prediction_is_below_the_floor(shape, dtype, device, training, backwa
         assert (cost.weight_bytes, cost.launches) == (0, 0)
         assert (cost.barriers == 1) == (found.tier == "block")
         if shape.B:
-            assert cost.predicted_us > cost.floor_us
+            assert cost.predicted_us >= cost.floor_us
     else:
         assert cost.predicted_us is None
         fewest = {"stepwise": 2, "single": 1}[found.engine]

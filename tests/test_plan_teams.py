@@ -460,7 +460,7 @@ def test_no_prediction_is_below_the_floor(device, tf32, shape, dtype, backward):
         return
     forced = plan_sweep(shape, dtype, "cupy", True, "persistent", device)
     cost = forced.cost(backward)
-    assert cost.predicted_us > cost.floor_us
+    assert cost.predicted_us >= cost.floor_us
 
 
 # --- in words ------------------------------------------------------------------------------------
