@@ -156,11 +156,12 @@ def step_loop(code: Sequence[Instruction]) -> Counter[str]:
 
 def once_a_step(code: Sequence[Instruction]) -> Counter[str]:
     """Return the same without the loops inside: that of the tiles of a team is not one of them."""
-    with_barrier = [loop for loop in loops(code) if loop.counts["BAR"]]
-    if not with_barrier:
+    found = loops(code)
+    step = next((loop for loop in found if loop.counts["BAR"]), None)
+    if step is None:
         return Counter()
-    step, tile = with_barrier[0], with_barrier[-1]
-    inner = [one for one in loops(code) if tile.start <= one.start and one.stop < tile.stop]
+    inside = [one for one in found if step.start <= one.start and one.stop <= step.stop]
+    inner = [one for one in inside if not one.counts["BAR"]]
     return classify(
         [
             one
