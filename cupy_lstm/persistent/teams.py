@@ -257,7 +257,8 @@ def fitting_teams(
     so some of a device may stay idle.
     """
     if (
-        device.max_threads_per_block < THREADS
+        device.compute_capability < COMPUTE_CAPABILITY
+        or device.max_threads_per_block < THREADS
         or device.registers_per_multiprocessor < THREADS * REGISTERS
     ):
         return
