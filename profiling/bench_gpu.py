@@ -4,10 +4,11 @@ Ours, and that of PyTorch (cuDNN) where it is installed with CUDA, with the same
 
 How it is measured
 ------------------
-First every tier of the engine persistent that the card has is checked on a small layer, whatever the
-plan chooses, and then the calls to be timed are, outputs and all gradients, for some of their rows, against
-this package in float64 on the host (`profiling/gpu/check.py` has the rule; with large H and many
-steps the host takes longer than the GPU). What is wrong is not timed, and the exit code is 1.
+First every tier of the engine persistent that the card has is checked on a small layer, whatever
+the plan chooses. Then the calls to be timed are checked, outputs and all gradients, for some of
+their rows, against this package in float64 on the host (`profiling/gpu/check.py` has the rule; with
+large H and many steps the host takes longer than the GPU). What is wrong is not timed, and the exit
+code is 1.
 
 TF32 is the same for all: off, or with --tf32 on for CuPy and for PyTorch. Everything runs on the
 default stream. `cupyx.profiler.benchmark` times whole calls between two events on the device, after

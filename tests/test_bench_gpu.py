@@ -89,17 +89,17 @@ SMALL = ["--batch", "3", "--hidden", "8", "560", "--steps", "10"]
 
 @pytest.mark.gpu_on_cpu
 def test_it_checks_measures_and_draws(cupy, timed, tmp_path, capsys):
-    options = [*SMALL, "--dtype", *DTYPES, "--out", str(tmp_path)]
+    dtypes = "float32", "bfloat16"
+    options = [*SMALL, "--dtype", *dtypes, "--out", str(tmp_path)]
     with profile("LAPTOP"):
         assert bench_gpu.main(options) == 0
-        card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
     text = capsys.readouterr().out
-    assert text.startswith(f"{card}, compute capability ")
-    for dtype in DTYPES:
+    assert text.startswith("RTX 3050 Laptop on a CPU, compute capability 8.6, ")
+    for dtype in dtypes:
         assert f"checked in {dtype}: block, grid tier" in text
     assert "TF32 off" in text
     rows = read_csv(tmp_path / "bench_gpu.csv")
-    assert len(rows) == len(timed) == 3 * 2 * 2
+    assert len(rows) == len(timed) == 2 * 2 * 2
     assert {row.kind for row in rows} == {"measured"}
     assert {row.us for row in rows} == {100.0}  # a millisecond over ten steps
     assert {(row.H, row.engine) for row in rows} == {(8, "persistent"), (560, "stepwise")}
