@@ -55,6 +55,12 @@ PRODUCTS_OF_A_TERM = 16
 LAUNCHES = {"stepwise": 2, "single": 1}
 """Kernels and GEMMs of a step without projection, which is one more, by engine."""
 
+HOST_SECONDS = 20e-6
+"""Of the host for the launches of a step of the engine stepwise, assumed: 15 to 25 us with CuPy."""
+
+GEMM_SHARE = 0.5
+"""Of its full rate that the product of one step reaches, assumed."""
+
 MICROSECOND = 1e-6
 
 
@@ -149,15 +155,31 @@ def step_cost(
         outside = flops - recurrent_flops(shape)
         if launch.inside and not backward:
             outside = 0
-        if isinstance(launch, Teams):
-            clocks = step_clocks(launch, work, device, ITEMSIZE[dtype], shape.D)
-            recurrence = clocks / device.clock_hz
-        else:
-            recurrence = _recurrence_seconds(launch, dtype, device, backward)
-        seconds = max(recurrence, memory / device.memory_bandwidth)
+        clocks = recurrence_clocks(launch, dtype, device, shape.D, backward)
+        seconds = max(clocks / device.clock_hz, memory / device.memory_bandwidth)
         seconds += outside / flops_per_second(device, dtype)
         predicted = seconds / MICROSECOND
     return Cost(flops, memory, 0, moved, barriers, 0, floor, predicted)
+
+
+def recurrence_clocks(
+    launch: Blocks | Teams, dtype: str, device: DeviceFacts, D: int, backward: bool
+) -> float:
+    """Return the clocks of a step of the kernel in one pass, by the model."""
+    if isinstance(launch, Teams):
+        work = launch.backward if backward else launch.forward
+        return step_clocks(launch, work, device, ITEMSIZE[dtype], D)
+    return _block_clocks(launch, dtype, device, backward)
+
+
+def stepwise_seconds(shape: Shape, dtype: str, device: DeviceFacts) -> float:
+    """Return the time of a step of the engine stepwise in one pass, without the input's products.
+
+    The host launches while the device works, and the slower of them counts.
+    """
+    return max(
+        HOST_SECONDS, recurrent_flops(shape) / (GEMM_SHARE * flops_per_second(device, dtype))
+    )
 
 
 def recurrent_flops(shape: Shape) -> int:
@@ -212,13 +234,14 @@ def float32_lanes(device: DeviceFacts) -> int:
 
 
 def flops_per_second(device: DeviceFacts, dtype: str) -> float:
-    """Return the highest rate of a GEMM: tensor cores for half types, exact float32 else.
+    """Return the highest rate of a GEMM: tensor cores for half types and TF32, exact float32 else.
 
     Half types by compute capability, without sparsity, at the clock of float32: an upper bound,
     7 or 8 % above the published rates of H100 and B200, whose tensor cores run slower, and twice
-    that of laptop cards, which halve it for sums of float32.
+    that of laptop cards, which halve it for sums of float32. TF32 has half of it.
     """
-    if dtype in ("float16", "bfloat16"):
+    tf32 = dtype == "float32" and device.tf32 and device.compute_capability >= (8, 0)
+    if tf32 or dtype in ("float16", "bfloat16"):
         rates = (((9, 0), 4096), ((8, 6), 1024), ((8, 0), 2048), ((0, 0), 1024))
         a_clock = 8192 if device.compute_capability[0] in (10, 11) else 0
         if device.compute_capability[0] >= 12:
@@ -226,6 +249,7 @@ def flops_per_second(device: DeviceFacts, dtype: str) -> float:
         a_clock = a_clock or next(
             rate for since, rate in rates if device.compute_capability >= since
         )
+        a_clock //= 2 if tf32 else 1
     else:
         # float64 is at best half of that, on most cards a 32nd or less.
         a_clock = 2 * float32_lanes(device) // (2 if dtype == "float64" else 1)
@@ -268,8 +292,8 @@ def _shared_bytes(blocks: Blocks, dtype: str, backward: bool) -> int:
     return vector + work.shared_terms * blocks.threads * 4 * ITEMSIZE[dtype]
 
 
-def _recurrence_seconds(blocks: Blocks, dtype: str, device: DeviceFacts, backward: bool) -> float:
-    """Return the time of a step of the kernel, waves of blocks one after another.
+def _block_clocks(blocks: Blocks, dtype: str, device: DeviceFacts, backward: bool) -> float:
+    """Return the clocks of a step of the kernel, waves of blocks one after another.
 
     A multiprocessor's blocks share its arithmetic and its shared memory; what a block waits for
     is hidden by nothing.
@@ -290,4 +314,4 @@ def _recurrence_seconds(blocks: Blocks, dtype: str, device: DeviceFacts, backwar
         blocks.threads / WARP * instructions / SCHEDULERS,
         _shared_bytes(blocks, dtype, backward) / SHARED_BYTES_A_CLOCK,
     )
-    return waves * (resident * busy + STEP_CYCLES[name]) / device.clock_hz
+    return waves * (resident * busy + STEP_CYCLES[name])

@@ -15,6 +15,9 @@ import numpy
 import cupy_lstm
 from cupy_lstm import kernels
 from cupy_lstm.backend import MODULES
+from cupy_lstm.device import device_facts, refused_clusters
+from cupy_lstm.persistent.tiers import capacity
+from cupy_lstm.persistent.tiles import COMPUTE_CAPABILITY, block_capacity
 from cupy_lstm.plan import ENGINES, why_not
 
 Facts = dict[str, dict[str, str]]
@@ -62,6 +65,7 @@ def facts() -> Facts:
     cupy, cupy_version = find_cupy()
     gpus, why_none = find_gpus(cupy) if cupy else ([], f"CuPy is {cupy_version}")
     devices = {f"GPU {index}": gpu for index, gpu in enumerate(gpus)}
+    devices |= {f"tiers of GPU {index}": tier_facts(index) for index in range(len(gpus))}
     return {
         "versions": {
             "cupy_lstm": cupy_lstm.__version__,
@@ -112,6 +116,28 @@ def find_gpus(cupy: ModuleType) -> tuple[list[str], str]:
         for device in properties
     ]
     return gpus, "" if gpus else "the driver works and lists no device"
+
+
+def tier_facts(index: int) -> str:
+    """Say where the engine persistent can keep weights on a GPU, and up to which hidden size."""
+    try:
+        device = device_facts(index)
+    except Exception as error:  # as for `find_gpus`
+        return f"not known ({first_line(error)})"
+    found = []
+    for tier in ("block", "cluster", "grid"):
+        single, half = (
+            block_capacity(dtype, device.shared_memory_per_block)
+            if tier == "block" and device.compute_capability >= COMPUTE_CAPABILITY
+            else capacity(dtype, device, True, tier)
+            for dtype in ("float32", "float16")
+        )
+        if half:
+            found.append(f"{tier} up to H = {single} (16 bits: {half})")
+    text = ", ".join(found) or "none"
+    if reason := refused_clusters().get(index):
+        text += f"; no cluster, since a launch of one failed: {reason}"
+    return text
 
 
 def engine_facts(why_no_gpu: str) -> dict[str, str]:

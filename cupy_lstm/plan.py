@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from cupy_lstm.checks import checked_choice
-from cupy_lstm.cost import Cost, step_cost
+from cupy_lstm.cost import Cost, step_cost, stepwise_seconds
 from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.persistent.blocks import Blocks
-from cupy_lstm.persistent.teams import TENSOR, Teams
-from cupy_lstm.persistent.tiers import tier_for
+from cupy_lstm.persistent.teams import Teams
+from cupy_lstm.persistent.tiers import pass_clocks, tier_for
 from cupy_lstm.persistent.tiles import ITEMSIZE
 from cupy_lstm.workspace import (
     fixed_bytes,
@@ -63,10 +63,6 @@ from Python. One step is its own even where the engine persistent could serve.""
 STEP_PRODUCTS = 2**29
 """Multiplications of a step up to which the engine single is chosen; beyond it the products of
 cuBLAS are worth their launches. A choice, not a measurement: 18 us at 60 TFLOP/s."""
-
-TEAM_PRODUCTS, TENSOR_FACTOR = 2**30, 8
-"""The same for teams of the engine persistent, whose arithmetic is no faster than that of cuBLAS:
-36 us at 60 TFLOP/s. On tensor cores so many times more."""
 
 NO_TAPE = "it keeps nothing for a backward pass: call inside `with cupy_lstm.no_grad():`"
 
@@ -215,8 +211,8 @@ def plan_sweep(
         found = NO_DEVICE if device is None else tier_for(shape, dtype, device, training)
         if isinstance(found, str):
             obstacle = found
-        elif forced == "auto" and isinstance(found, Teams) and _is_large(shape, found):
-            obstacle = "a step's products are worth their launches"
+        elif forced == "auto" and _is_slow(shape, dtype, device, training, found):
+            obstacle = "by the model a GEMM a step is faster, launches included"
         else:
             launch = found
     if wanted == "single" and training and not obstacle:
@@ -240,11 +236,17 @@ def _is_small(shape: Shape) -> bool:
     return T <= FEW_STEPS and D * B * 4 * H * (I + P) <= STEP_PRODUCTS
 
 
-def _is_large(shape: Shape, teams: Teams) -> bool:
-    """Say whether a step's products take so long that their launches do not count."""
-    _, B, _, H, _, D = shape
-    faster = TENSOR_FACTOR if teams.form.kind == TENSOR.kind else 1
-    return faster * TEAM_PRODUCTS < D * B * 4 * H * H
+def _is_slow(
+    shape: Shape, dtype: str, device: DeviceFacts | None, training: bool, launch: Blocks | Teams
+) -> bool:
+    """Say whether the steps of teams take longer than those of the engine stepwise, by the model.
+
+    So do those of many rows of large layers: a GEMM may use all multiprocessors for each row.
+    """
+    if device is None or not device.clock_hz or isinstance(launch, Blocks):
+        return False
+    seconds = pass_clocks(launch, dtype, device, shape.D, training) / device.clock_hz
+    return seconds > (1 + training) * stepwise_seconds(shape, dtype, device)
 
 
 def _chunk(

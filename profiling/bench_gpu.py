@@ -4,9 +4,11 @@ Ours, and that of PyTorch (cuDNN) where it is installed with CUDA, with the same
 
 How it is measured
 ------------------
-First the calls to be timed are checked, outputs and all gradients, for some of their rows, against
-this package in float64 on the host (`profiling/gpu/check.py` has the rule; with large H and many
-steps the host takes longer than the GPU). What is wrong is not timed, and the exit code is 1.
+First every tier of the engine persistent that the card has is checked on a small layer, whatever
+the plan chooses. Then the calls to be timed are checked, outputs and all gradients, for some of
+their rows, against this package in float64 on the host (`profiling/gpu/check.py` has the rule; with
+large H and many steps the host takes longer than the GPU). What is wrong is not timed, and the exit
+code is 1.
 
 TF32 is the same for all: off, or with --tf32 on for CuPy and for PyTorch. Everything runs on the
 default stream. `cupyx.profiler.benchmark` times whole calls between two events on the device, after
@@ -30,11 +32,15 @@ from typing import Any
 import numpy as np
 from gpu.check import WEIGHTS, Check, layer, made_arrays
 from gpu.rows import SIZES, STEPS, Row, predicted, table, write_csv
+from gpu.tiers import TIERS, only
 
 from cupy_lstm import engine, no_grad
 from cupy_lstm.backend import HostArray
 from cupy_lstm.device import DeviceFacts, current_device
 from cupy_lstm.notation import Shape
+
+CHECKED = 12, 9, 8, 40
+"""T, B, I, H of the layer on which tiers are checked."""
 
 PASSES = ("forward", "both")
 OURS, TORCH = "cupy_lstm", "torch.nn.LSTM"
@@ -53,6 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
     heading = described(cupy, torch, device, options.tf32)
     print(heading)
     rows, wrong = [], 0
+    for sentence in wrong_tiers(cupy, options):
+        print(f"WRONG: {sentence}")
+        wrong += 1
     for dtype in options.dtype:
         for B in options.batch:
             for H in options.hidden:
@@ -134,6 +143,25 @@ def described(cupy: ModuleType, torch: ModuleType | None, device: DeviceFacts, t
     return ", ".join([*words, f"TF32 {'on' if tf32 else 'off'}"])
 
 
+def wrong_tiers(cupy: ModuleType, options: argparse.Namespace) -> Iterator[str]:
+    """Yield what is wrong with a tier of the engine persistent; say which ones there are."""
+    for dtype in options.dtype:
+        served = []
+        for tier in TIERS:
+            arrays = made_arrays(*CHECKED, dtype)
+            check = Check(arrays, dtype, options.tf32)
+            with only(tier), engine("persistent"):
+                try:
+                    _, results = ours(cupy, arrays, dtype)
+                    problems = check.found_wrong(results(check.dy))
+                except ValueError:  # the card does not have it
+                    continue
+            served.append(tier)
+            if problems:
+                yield f"{dtype}, {tier} tier: {'; '.join(problems)}"
+        print(f"checked in {dtype}: {', '.join(served) or 'no'} tier")
+
+
 def measured(
     cupy: ModuleType,
     torch: ModuleType | None,
@@ -164,7 +192,8 @@ def measured(
                     row = predicted(device, dtype, shape, passes)
                     ran = row.engine if name == "auto" else name
                     ran = "cuDNN" if what == TORCH else ran
-                    yield replace(row, kind="measured", what=what, engine=ran, us=us)
+                    tier = row.tier if ran == "persistent" else ""
+                    yield replace(row, kind="measured", what=what, engine=ran, tier=tier, us=us)
             except ValueError as error:  # a forced engine that cannot serve the shape
                 if name == "auto":
                     raise
@@ -240,7 +269,7 @@ def seconds(cupy: ModuleType, call: Callable[[], object], options: argparse.Name
 def line(row: Row) -> str:
     """Return a measured row as text, with what the model says."""
     words = f"{row.dtype:9} {row.passes:8} B = {row.B:4} H = {row.H:5} {row.what:24}"
-    return f"{words} {row.us:9.3f} us a step ({row.engine})"
+    return f"{words} {row.us:9.3f} us a step ({row.tier or row.engine})"
 
 
 def draw_measured(

@@ -6,23 +6,41 @@ predicted microseconds a step (`cupy_lstm.cost` says how), as `model.csv`, and d
 `model.png` beside what others have published (`profiling/gpu/published.py` has the sources).
 
 With --sass every kernel of the engine persistent is compiled for --architecture, and the
-instructions of its step loop are counted by class: products (FFMA), shared memory (LDS, STS),
-memory (LDG, STG), exchange (SHFL), functions (MUFU), barriers, spills, and the rest.
+instructions of its step loop are counted by class: products (FFMA, on tensor cores HMMA), shared
+memory (LDS, STS), memory (LDG, STG), exchange (SHFL), functions (MUFU), barriers, fences (MEMBAR),
+spills, and the rest; for teams without the loops over terms and partial sums inside it.
 
 --capacity prints the table of the largest layers alone.
 """
 
 import argparse
+from collections import Counter
 from pathlib import Path
 
 from gpu.capacity import capacity_table
 from gpu.rows import BATCHES, Row, table, write_csv
-from gpu.sass import CLASSES, MISSING, OTHER, compile_cubin, disassemble, find_nvdisasm
+from gpu.sass import (
+    CLASSES,
+    MISSING,
+    OTHER,
+    Instruction,
+    compile_cubin,
+    disassemble,
+    find_nvdisasm,
+)
 
-from gpu.sass import instructions, step_loop  # isort: skip
+from gpu.sass import instructions, once_a_step, step_loop  # isort: skip
 
 from cupy_lstm.device import CARDS, DeviceFacts, current_device
 from cupy_lstm.kernels import SCALARS
+from cupy_lstm.persistent.teams import (
+    CLUSTERS,
+    COMPUTE_CAPABILITY,
+    LANES,
+    TENSOR,
+    TENSOR_CAPABILITY,
+    Form,
+)
 from cupy_lstm.persistent.tiles import TILES, BlockTile
 
 HERE = "here"
@@ -118,6 +136,35 @@ def kernel_of(dtype: str, tile: BlockTile, backward: bool) -> tuple[str, str, st
     return name, f"recurrence_{name}<{SCALARS[dtype]}, {terms}, {tile.threads}>", file
 
 
+def team_kernel_of(dtype: str, form: Form, backward: bool) -> tuple[str, str]:
+    """Return the instantiation and the file of a kernel of teams."""
+    name, scalar = "backward" if backward else "forward", SCALARS[dtype]
+    product = f"{form.kind}<{scalar}, {form.kept_terms}>"
+    file = "recurrence_team_backward.cu" if backward else "recurrence_team.cu"
+    return f"recurrence_{name}<{scalar}, {product}>", file
+
+
+def team_kernels(sm: str, dtypes: list[str]) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return instantiation, file and options of the kernels of teams of an architecture."""
+    number = int(sm.removeprefix("sm_"))
+    capability = divmod(number, 10)
+    if capability < COMPUTE_CAPABILITY:
+        return []
+    options: list[tuple[str, ...]] = [()]
+    if capability >= (9, 0):
+        options.append((f"-DCLUSTER={max(CLUSTERS)}",))
+    found = []
+    for dtype in dtypes:
+        forms = (TENSOR,) if capability >= TENSOR_CAPABILITY else ()
+        if dtype == "float32" or not forms:
+            forms = (LANES, *forms)
+        for form in forms:
+            for backward in (False, True):
+                expression, file = team_kernel_of(dtype, form, backward)
+                found += [(expression, file, one) for one in options]
+    return found
+
+
 def sass_table(sm: str, dtypes: list[str]) -> str:
     """Return the classes of instructions in the step loop of every compiled kernel."""
     nvdisasm = find_nvdisasm()
@@ -126,16 +173,24 @@ def sass_table(sm: str, dtypes: list[str]) -> str:
     names = (*CLASSES, OTHER)
     lines = [
         f"{sm}: instructions in the loop over the steps, each once; a lane's terms in registers "
-        "are 16 FFMA each",
-        f"{'kernel':58}" + "".join(f"{name:>11}" for name in names),
+        "are 16 FFMA each, those of teams 32 FFMA or one HMMA",
+        f"{'kernel':68}" + "".join(f"{name:>11}" for name in names),
     ]
+
+    def line(title: str, counts: Counter[str]) -> str:
+        return f"{title:68}" + "".join(f"{counts[name]:11}" for name in names)
+
+    def read(expression: str, file: str, options: tuple[str, ...] = ()) -> list[Instruction]:
+        return instructions(disassemble(compile_cubin(file, expression, sm, options), nvdisasm))
+
     for dtype in dtypes:
         for tile in TILES[4 if dtype == "float32" else 2]:
             for backward in (False, True):
                 _, expression, file = kernel_of(dtype, tile, backward)
-                code = instructions(disassemble(compile_cubin(file, expression, sm), nvdisasm))
-                counts = step_loop(code)
-                lines.append(f"{expression:58}" + "".join(f"{counts[n]:11}" for n in names))
+                lines.append(line(expression, step_loop(read(expression, file))))
+    for expression, file, options in team_kernels(sm, dtypes):
+        title = f"{expression} {'cluster' if options else ''}"
+        lines.append(line(title, once_a_step(read(expression, file, options))))
     return "\n".join(lines)
 
 

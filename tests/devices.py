@@ -19,11 +19,16 @@ def any_devices(draw) -> DeviceFacts:
     card = draw(cards)
     if draw(st.booleans()):
         return card
+    capability = draw(st.sampled_from([(6, 1), (7, 0), (7, 5), (8, 6), (9, 0), (10, 3), (12, 0)]))
     return replace(
         card,
-        compute_capability=draw(st.sampled_from([(6, 1), (7, 0), (8, 6), (10, 3), (12, 0)])),
+        compute_capability=capability,
+        multiprocessors=draw(st.integers(1, 200)),
         shared_memory_per_block=1024 * draw(st.integers(1, 227)),
         max_threads_per_block=draw(st.sampled_from([256, 512, 1024])),
+        cluster_launch=capability >= (9, 0) and draw(st.booleans()),
+        cooperative_launch=draw(st.booleans()),
+        tf32=draw(st.booleans()),
     )
 
 

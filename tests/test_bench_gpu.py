@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from gpu_on_cpu import profile, record
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "profiling"))
@@ -83,36 +84,40 @@ def timed(monkeypatch):
     return calls
 
 
-SMALL = ["--batch", "3", "--hidden", "8", "200", "--steps", "10"]
+SMALL = ["--batch", "3", "--hidden", "8", "560", "--steps", "10"]
 
 
 @pytest.mark.gpu_on_cpu
 def test_it_checks_measures_and_draws(cupy, timed, tmp_path, capsys):
-    options = [*SMALL, "--dtype", *DTYPES, "--out", str(tmp_path)]
-    assert bench_gpu.main(options) == 0
+    dtypes = "float32", "bfloat16"
+    options = [*SMALL, "--dtype", *dtypes, "--out", str(tmp_path)]
+    with profile("LAPTOP"):
+        assert bench_gpu.main(options) == 0
     text = capsys.readouterr().out
-    card = cupy.cuda.runtime.getDeviceProperties(0)["name"].decode()
-    assert text.startswith(f"{card}, compute capability ")
+    assert text.startswith("RTX 3050 Laptop on a CPU, compute capability 8.6, ")
+    for dtype in dtypes:
+        assert f"checked in {dtype}: block, grid tier" in text
     assert "TF32 off" in text
     rows = read_csv(tmp_path / "bench_gpu.csv")
-    assert len(rows) == len(timed) == 3 * 2 * 2
+    assert len(rows) == len(timed) == 2 * 2 * 2
     assert {row.kind for row in rows} == {"measured"}
     assert {row.us for row in rows} == {100.0}  # a millisecond over ten steps
-    assert {(row.H, row.engine) for row in rows} == {(8, "persistent"), (200, "stepwise")}
+    assert {(row.H, row.engine) for row in rows} == {(8, "persistent"), (560, "stepwise")}
     assert (tmp_path / "bench_gpu.png").read_bytes().startswith(b"\x89PNG")
 
 
 @pytest.mark.gpu_on_cpu
 def test_an_engine_that_cannot_serve_is_left_out(cupy, timed, tmp_path, capsys):
     options = ["--dtype", "float32", "--engines", "persistent", "stepwise", "--out", str(tmp_path)]
-    assert bench_gpu.main(SMALL + options) == 0
+    with profile("LAPTOP"):
+        assert bench_gpu.main(SMALL + options) == 0
     assert "left out: the engine 'persistent' cannot serve this call" in capsys.readouterr().out
     rows = read_csv(tmp_path / "bench_gpu.csv")
     found = {(row.H, row.what, row.engine) for row in rows}
     assert found == {
         (8, "cupy_lstm, persistent", "persistent"),
         (8, "cupy_lstm, stepwise", "stepwise"),
-        (200, "cupy_lstm, stepwise", "stepwise"),
+        (560, "cupy_lstm, stepwise", "stepwise"),
     }
 
 
@@ -127,9 +132,36 @@ def test_what_is_wrong_is_not_timed(cupy, timed, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(bench_gpu, "ours", broken)
     options = ["--batch", "3", "--hidden", "8", "--dtype", "float32", "--out", str(tmp_path)]
     assert bench_gpu.main(options) == 1
-    assert "WRONG, not timed: float32, B = 3, H = 8, cupy_lstm: y: error" in capsys.readouterr().out
+    text = capsys.readouterr().out
+    assert "WRONG, not timed: float32, B = 3, H = 8, cupy_lstm: y: error" in text
+    assert "WRONG: float32, block tier: y: error" in text
+    assert "WRONG: float32, grid tier: y: error" in text
     assert timed == []
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.gpu_on_cpu
+def test_every_tier_of_a_card_is_checked(cupy, monkeypatch, capsys):
+    names = []
+    ours = bench_gpu.ours
+
+    def seen(*arguments):
+        calls, results = ours(*arguments)
+
+        def recorded(dy):
+            with record() as log:
+                found = results(dy)
+            names.append({one.name for one in log.launches if "recurrence" in one.name})
+            return found
+
+        return calls, recorded
+
+    monkeypatch.setattr(bench_gpu, "ours", seen)
+    options = bench_gpu.parsed_options(["--dtype", "float16"])
+    with profile("H100"):
+        assert list(bench_gpu.wrong_tiers(cupy, options)) == []
+    assert "checked in float16: block, cluster, grid tier" in capsys.readouterr().out
+    assert ["TensorProduct" in str(one) for one in names] == [False, True, True]
 
 
 @pytest.mark.gpu_on_cpu

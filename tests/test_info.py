@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,10 @@ import numpy as np
 import pytest
 
 import cupy_lstm
-from cupy_lstm import info, kernels
+from cupy_lstm import device, info, kernels
+from cupy_lstm.device import CARDS
+from cupy_lstm.persistent.tiers import capacity
+from cupy_lstm.persistent.tiles import block_capacity
 from cupy_lstm.plan import ENGINES
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -129,7 +133,36 @@ def test_every_gpu_is_described(monkeypatch):
     assert facts["devices"]["GPU 0"] == "NVIDIA H200, compute capability 9.0, 139.7 GiB"
     assert facts["devices"]["GPU 1"] == "Tesla T4, compute capability 7.5, 16.0 GiB"
     assert "GPU" not in facts["devices"]
+    assert facts["devices"]["tiers of GPU 0"].startswith("not known (")  # it is no real CuPy
     assert facts["engines"]["stepwise on cupy"] == facts["engines"]["stepwise on numpy"]
+
+
+def test_tiers_of_a_gpu_and_what_it_refused(monkeypatch):
+    monkeypatch.setattr(info, "device_facts", lambda index: list(CARDS.values())[index])
+    single, half = (block_capacity(dtype, 64 * 1024) for dtype in ("float32", "float16"))
+    wide, wider = (capacity(dtype, CARDS["T4"], True) for dtype in ("float32", "float16"))
+    assert info.tier_facts(0) == (
+        f"block up to H = {single} (16 bits: {half}), grid up to H = {wide} (16 bits: {wider})"
+    )
+    index = list(CARDS).index("H100")
+    cluster = "cluster up to H = "
+    assert cluster in info.tier_facts(index)
+    monkeypatch.setattr(device, "_without_clusters", {index: "CUDA_ERROR_NOT_SUPPORTED"})
+    refused = replace(CARDS["H100"], cluster_launch=False)
+    monkeypatch.setattr(info, "device_facts", lambda index: refused)
+    text = info.tier_facts(index)
+    assert cluster not in text
+    assert text.endswith("; no cluster, since a launch of one failed: CUDA_ERROR_NOT_SUPPORTED")
+    old = replace(refused, compute_capability=(6, 1))
+    monkeypatch.setattr(info, "device_facts", lambda index: old)
+    assert info.tier_facts(0) == "none"
+
+
+@pytest.mark.gpu_on_cpu
+def test_tiers_are_shown_where_there_is_a_gpu(cupy):
+    facts = info.facts()["devices"]
+    assert facts["GPU 0"]
+    assert facts["tiers of GPU 0"].startswith("block up to H = 1")
 
 
 def test_optional_packages_are_those_of_the_extras():

@@ -21,6 +21,8 @@ from gpu.rows import SIZES, predicted, read_csv, table, write_csv
 from cupy_lstm.cost import STEP_INSTRUCTIONS
 from cupy_lstm.device import CARDS
 from cupy_lstm.notation import Shape
+from cupy_lstm.persistent import team_cost
+from cupy_lstm.persistent.teams import LANES, TENSOR
 from cupy_lstm.persistent.tiles import TILES
 from cupy_lstm.plan import plan_sweep
 
@@ -57,6 +59,9 @@ def test_machine_code_is_read_by_classes_and_loops():
     assert sass.step_loop(code) == outer.counts
     assert outer.counts["FFMA"] == 2
     assert sass.step_loop(code[:2]) == {}
+    once = {"FFMA": 1, "LDS": 1, "STS": 1, "SHFL": 1, "BAR": 1, "other": 1}
+    assert sass.once_a_step(code) == once  # without the loop from .L_x_3
+    assert sass.once_a_step(code[:2]) == {}
 
 
 def test_without_a_disassembler_it_says_what_to_install(monkeypatch):
@@ -88,6 +93,48 @@ def test_the_compiled_kernels_have_the_instructions_the_model_counts(dtype, back
     assert rest == pytest.approx(STEP_INSTRUCTIONS[name], rel=0.25)
 
 
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize(("dtype", "form"), [("float32", LANES), ("float16", TENSOR)])
+def test_the_compiled_kernels_of_teams_have_the_instructions_the_model_counts(
+    dtype, form, backward
+):
+    """Products and exchanges are all there, and about as many others as the model counts."""
+    if sass.find_nvdisasm() is None:
+        pytest.skip(sass.MISSING)
+    pytest.importorskip("cupy_backends")
+    expression, file = model.team_kernel_of(dtype, form, backward)
+    code = sass.instructions(
+        sass.disassemble(sass.compile_cubin(file, expression, "sm_90"), sass.find_nvdisasm())
+    )
+    whole, once = sass.step_loop(code), sass.once_a_step(code)
+    assert whole["LDL, STL"] == 0
+    assert (once["BAR"], once["MEMBAR"]) == (4, 1)
+    terms = form.kept_terms
+    if form == LANES:
+        assert 32 * terms <= once["FFMA"] < whole["FFMA"] <= 32 * (terms + 1) + 64
+        assert once["SHFL"] == 31  # sums of a warp: 16, 8, 4, 2 and 1
+        kept = terms * team_cost.TERM_INSTRUCTIONS
+    else:
+        assert terms <= once["HMMA"] <= terms + 1 < whole["HMMA"]
+        assert once["SHFL"] == 0
+        kept = terms * team_cost.FRAGMENT_INSTRUCTIONS
+    expected = team_cost.STEP_INSTRUCTIONS[form.kind] + team_cost.CELL_INSTRUCTIONS
+    # More by what compilers unroll of the loops over partial sums, for four gates each.
+    assert 0.8 * expected <= sum(once.values()) - kept <= 1.7 * expected
+
+
+def test_teams_have_their_kernels_by_architecture():
+    def forms(sm, dtype):
+        kernels = model.team_kernels(sm, [dtype])
+        return {(re.search(r"(\w+)Product", one[0])[1], *one[2]) for one in kernels}
+
+    assert forms("sm_70", "float32") == set()
+    assert forms("sm_75", "float16") == {("Lane",)}
+    assert forms("sm_80", "float16") == {("Tensor",)}
+    assert forms("sm_80", "float32") == {("Lane",), ("Tensor",)}
+    assert forms("sm_120", "bfloat16") == {("Tensor",), ("Tensor", "-DCLUSTER=8")}
+
+
 def test_a_row_is_what_the_plan_says():
     device, shape = CARDS["A100"], Shape(1024, 16, 64, 64, 64, 1)
     row = predicted(device, "float32", shape, "both")
@@ -100,9 +147,12 @@ def test_a_row_is_what_the_plan_says():
     lean = predicted(device, "float32", shape, "forward")
     assert lean.us < costs[0].predicted_us + 1e-9
     assert lean.memory_bytes < costs[0].memory_bytes
-    beyond = predicted(device, "float32", Shape(1024, 16, 512, 512, 512, 1), "both")
-    assert (beyond.engine, beyond.us) == ("stepwise", None)
-    assert beyond.floor_us > row.floor_us
+    team = predicted(device, "float32", Shape(1024, 16, 512, 512, 512, 1), "both")
+    assert (row.tier, team.engine, team.tier) == ("block", "persistent", "grid")
+    assert team.us > row.us
+    beyond = predicted(device, "float32", Shape(1024, 16, 2048, 2048, 2048, 1), "both")
+    assert (beyond.engine, beyond.tier, beyond.us) == ("stepwise", "", None)
+    assert beyond.floor_us > team.floor_us
 
 
 def test_rows_come_back_from_their_file(tmp_path):
@@ -151,10 +201,11 @@ def test_every_time_in_the_picture_is_labelled(tmp_path, monkeypatch):
     measured = [replace(row, kind="measured", us=3.0) for row in rows[:2]]
     measured.append(replace(measured[0], what="torch.nn.LSTM"))
     picture.draw([*rows, *measured], tmp_path / "x.png", "heading")
-    assert labels[:3] == ["predicted, B = 4", "predicted, B = 16", "floor of the device"]
-    assert labels[3:5] == ["measured: cupy_lstm", "measured: torch.nn.LSTM"]
-    assert labels[5:]
-    assert all(label.startswith("published: ") for label in labels[5:])
+    assert labels[:2] == ["predicted, B = 4", "predicted, B = 16"]
+    assert labels[2:6] == ["block tier", "cluster tier", "grid tier", "floor of the device"]
+    assert labels[6:8] == ["measured: cupy_lstm", "measured: torch.nn.LSTM"]
+    assert labels[8:]
+    assert all(label.startswith("published: ") for label in labels[8:])
     assert any("haste" in label for label in labels)
     assert not any("16, B" in label for label in labels)  # those of half types are elsewhere
 

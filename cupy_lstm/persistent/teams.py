@@ -20,6 +20,7 @@ form        where                                           rows  weights of a t
 """
 
 from collections.abc import Iterator
+from itertools import product
 from typing import NamedTuple
 
 from cupy_lstm.device import DeviceFacts
@@ -92,6 +93,8 @@ class TeamPass(NamedTuple):
 
     Attributes
     ----------
+    outputs : int
+        Of its product: the four gates of its units forward, its units backward.
     terms, shared_terms : int
         Terms of the product, and those of them whose weights lie in shared memory.
     vector : int
@@ -100,6 +103,7 @@ class TeamPass(NamedTuple):
         Shared memory of a block.
     """
 
+    outputs: int
     terms: int
     shared_terms: int
     vector: int
@@ -173,13 +177,16 @@ class Teams(NamedTuple):
         return 2 * tiles * work.vector * itemsize, 4 * tiles * self.blocks
 
 
-def form_for(dtype: str, device: DeviceFacts) -> Form:
-    """Return how products of a dtype are computed on a device."""
+def forms_for(dtype: str, device: DeviceFacts) -> tuple[Form, ...]:
+    """Return how products of a dtype can be computed on a device.
+
+    Where TF32 is asked for, layers that it has no room for are computed in float32.
+    """
     if device.compute_capability < TENSOR_CAPABILITY:
-        return LANES
+        return (LANES,)
     if dtype == "float32":
-        return TENSOR_TF32 if device.tf32 else LANES
-    return TENSOR
+        return (TENSOR_TF32, LANES) if device.tf32 else (LANES,)
+    return (TENSOR,)
 
 
 def shared_bytes(
@@ -204,6 +211,7 @@ def shared_bytes(
     floats = max(form.sums, outputs) * form.rows + tiles * units * form.rows
     floats += 4 * units if biases else 0
     return TeamPass(
+        outputs,
         terms,
         shared_terms,
         vector,
@@ -248,15 +256,20 @@ def fitting_teams(
     A multiprocessor holds one block; those of a cluster are on multiprocessors beside each other,
     so some of a device may stay idle.
     """
-    form = form_for(dtype, device)
-    for units in UNITS:
-        if units * form.rows > THREADS or units % form.outputs:
-            continue
+    if (
+        device.compute_capability < COMPUTE_CAPABILITY
+        or device.max_threads_per_block < THREADS
+        or device.registers_per_multiprocessor < THREADS * REGISTERS
+    ):
+        return
+    for form, units in product(forms_for(dtype, device), UNITS):
         needed = -(-H // units)
-        for tier, blocks in (
-            *(("cluster", size) for size in CLUSTERS if device.cluster_launch and size >= needed),
-            *([("grid", needed)] if device.cooperative_launch and needed > 1 else ()),
-        ):
+        if needed == 1 or units * form.rows > THREADS or units % form.outputs:
+            continue
+        sizes = {"grid": needed} if device.cooperative_launch else {}
+        if device.cluster_launch and needed <= max(CLUSTERS):
+            sizes["cluster"] = next(size for size in CLUSTERS if size >= needed)
+        for tier, blocks in sizes.items():
             found = teams_of(
                 tier, form, units, blocks, B, H, D, ITEMSIZE[dtype], device.multiprocessors
             )

@@ -15,8 +15,11 @@ COLOURS = ("#0072B2", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#D55E00")
 PUBLISHED = "#444444"
 MARKERS = "sD^vP*X"
 MEASURED_MARKERS = "ohp8"
+TIERS = {"block": "-", "cluster": (0, (1, 0.8)), "grid": (0, (5, 1.5))}
+"""Lines of the tiers of the engine persistent."""
 TITLES = {"forward": "inference: forward", "both": "training: forward and backward"}
 LOWEST, HIGHEST = 0.02, 100.0  # microseconds
+NARROWEST, WIDEST = 14, 2600  # H
 
 
 def draw(rows: Sequence[Row], path: Path, heading: str) -> None:
@@ -54,9 +57,12 @@ def _draw_panel(
     for B in batches:
         colour = COLOURS[batches.index(B) % len(COLOURS)]
         mine = sorted((row for row in rows if row.B == B), key=lambda row: row.H)
-        points = [(row.H, row.us) for row in mine if row.kind == "predicted" and row.us]
-        if points:
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=2)
+        shown = [row for row in mine if row.kind == "predicted" and row.us]
+        for tier, run in _runs(shown):
+            axes.plot(
+                [row.H for row in run], [row.us for row in run], color=colour, linewidth=2,
+                linestyle=TIERS[tier],
+            )  # fmt: skip
         for what, style in measured_styles(rows).items():
             points = [
                 (row.H, row.us)
@@ -73,10 +79,9 @@ def _draw_panel(
             axes.plot(*zip(*floor, strict=True), color=colour, linestyle=":", linewidth=1)
     largest = max((row.H for row in rows if row.engine == "persistent"), default=None)
     if largest is not None:
-        axes.axvspan(largest, 2000, color="#000000", alpha=0.045, linewidth=0)
+        axes.axvspan(largest, 2 * WIDEST, color="#000000", alpha=0.045, linewidth=0)
         axes.text(
-            largest * 1.05, HIGHEST / 1.25,
-            "weights do not fit on one\nmultiprocessor: no model", fontsize=8, va="top",
+            WIDEST / 1.03, LOWEST * 1.2, "stepwise:\nno model", fontsize=8, ha="right",
         )  # fmt: skip
     for points, marker in zip(_by_name(POINTS), MARKERS, strict=False):
         places = [
@@ -92,12 +97,22 @@ def _draw_panel(
             )  # fmt: skip
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    axes.set_xlim(14, 1200)
+    axes.set_xlim(NARROWEST, WIDEST)
     axes.set_ylim(LOWEST, HIGHEST)
     axes.xaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(linewidth=0.4)
     axes.set_title(f"{dtype}, {TITLES[passes]}", loc="left", fontsize=10)
+
+
+def _runs(rows: Sequence[Row]) -> list[tuple[str, list[Row]]]:
+    """Return neighbouring rows of one tier together, each with the row before it."""
+    found: list[tuple[str, list[Row]]] = []
+    for before, row in zip([*rows[:1], *rows], rows, strict=False):
+        if not found or found[-1][0] != row.tier:
+            found.append((row.tier, [before]))
+        found[-1][1].append(row)
+    return found
 
 
 def measured_styles(rows: Iterable[Row]) -> dict[str, dict[str, Any]]:
@@ -130,6 +145,11 @@ def _legend(rows: Sequence[Row], batches: Sequence[int], dtypes: Sequence[str]) 
         Line2D([], [], color=COLOURS[k % len(COLOURS)], linewidth=2, label=f"predicted, B = {B}")
         for k, B in enumerate(batches)
     ]
+    for tier, style in TIERS.items():
+        if any(row.tier == tier and row.kind == "predicted" for row in rows):
+            handles.append(
+                Line2D([], [], color="black", linestyle=style, linewidth=2, label=f"{tier} tier")
+            )
     handles.append(
         Line2D([], [], color="black", linestyle=":", linewidth=1, label="floor of the device")
     )

@@ -9,7 +9,10 @@ from cupy_lstm.device import DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.plan import plan_sweep
 
-SIZES = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384, 512, 768, 1024)
+SIZES = (
+    16, 32, 48, 64, 80, 96, 112, 128, 144, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024, 1280,
+    1536, 1792, 2048,
+)  # fmt: skip
 """H of the shapes; I is the same."""
 
 BATCHES = (4, 16, 64, 256)
@@ -32,6 +35,10 @@ class Row:
         The least the device allows.
     what : str
         Whose time it is.
+    engine : str
+        What ran it.
+    tier : str
+        Of the engine persistent, empty for any other.
     """
 
     device: str
@@ -45,6 +52,7 @@ class Row:
     kind: str
     what: str
     engine: str
+    tier: str
     us: float | None
     floor_us: float | None
     flops: int
@@ -67,7 +75,7 @@ def predicted(device: DeviceFacts, dtype: str, shape: Shape, passes: str) -> Row
     T, B, I, H, _, D = shape  # noqa: E741
     return Row(
         device.name, dtype, T, B, I, H, D, passes, "predicted", "cupy_lstm", found.engine,
-        _total(times), _total(floors),
+        found.tier or "", _total(times), _total(floors),
         *(sum(getattr(cost, name) for cost in costs) for name in COUNTS),
     )  # fmt: skip
 

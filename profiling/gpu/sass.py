@@ -18,6 +18,7 @@ from typing import NamedTuple
 from cupy_lstm import kernels
 
 CLASSES = {
+    "HMMA": ("HMMA",),
     "FFMA": ("FFMA", "FFMA2"),
     "FADD, FMUL": ("FADD", "FMUL", "FADD2", "FMUL2"),
     "MUFU": ("MUFU",),
@@ -26,10 +27,12 @@ CLASSES = {
     "LDG": ("LDG",),
     "STG": ("STG",),
     "SHFL": ("SHFL",),
-    "BAR": ("BAR",),
+    "BAR": ("BAR", "UCGABAR_ARV", "UCGABAR_WAIT"),
+    "MEMBAR": ("MEMBAR",),
     "LDL, STL": ("LDL", "STL"),
 }
-"""Opcodes by what they keep busy; every other one is `OTHER`. LDL and STL are spills."""
+"""Opcodes by what they keep busy; every other one is `OTHER`. HMMA is the product of the tensor
+cores, LDL and STL are spills, UCGABAR the barrier of a cluster."""
 
 OTHER = "other"
 
@@ -63,12 +66,14 @@ def find_nvdisasm() -> str | None:
     return shutil.which("nvdisasm")
 
 
-def compile_cubin(file: str, expression: str, architecture: str) -> bytes:
+def compile_cubin(
+    file: str, expression: str, architecture: str, options: Sequence[str] = ()
+) -> bytes:
     """Return the machine code of one kernel instantiation, compiled as CuPy would.
 
     Parameters
     ----------
-    file, expression : str
+    file, expression, options : str, str, sequence of str
         Of `cupy_lstm.kernels.Kernel`.
     architecture : str
         Such as ``"sm_90"``.
@@ -78,8 +83,8 @@ def compile_cubin(file: str, expression: str, architecture: str) -> bytes:
         from cupy._core.core import assemble_cupy_compiler_options
         from cupy_backends.cuda.libs import nvrtc
 
-        options = (*kernels.OPTIONS, f"-arch={architecture}", "-ftz=true")
-        complete = assemble_cupy_compiler_options(options)
+        all_options = (*kernels.OPTIONS, f"-arch={architecture}", "-ftz=true", *options)
+        complete = assemble_cupy_compiler_options(all_options)
     program = nvrtc.createProgram(kernels.resolved(file), file, (), ())
     try:
         nvrtc.addNameExpression(program, expression)
@@ -147,3 +152,21 @@ def loops(code: Sequence[Instruction]) -> list[Loop]:
 def step_loop(code: Sequence[Instruction]) -> Counter[str]:
     """Return what the loop over the steps holds, each instruction once: the one with a barrier."""
     return next((loop.counts for loop in loops(code) if loop.counts["BAR"]), Counter())
+
+
+def once_a_step(code: Sequence[Instruction]) -> Counter[str]:
+    """Return the same without the loops inside: that of the tiles of a team is not one of them."""
+    found = loops(code)
+    step = next((loop for loop in found if loop.counts["BAR"]), None)
+    if step is None:
+        return Counter()
+    inside = [one for one in found if step.start <= one.start and one.stop <= step.stop]
+    inner = [one for one in inside if not one.counts["BAR"]]
+    return classify(
+        [
+            one
+            for one in code
+            if step.start <= one.address <= step.stop
+            and not any(loop.start <= one.address <= loop.stop for loop in inner)
+        ]
+    )
