@@ -32,6 +32,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
     int reverse,              // a bit for each reverse direction
     int keep,                 // whether the gates are kept in z
     int first_direction, int blocks, int units, int tiles,
+    int terms, int span,  // of the product
     int T, int B, int H, int D) {
     constexpr int ROWS = Product::ROWS;
     extern __shared__ uint4 memory[];
@@ -40,7 +41,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
     const bool backwards = reverse >> d & 1;
     const int first_row = team * tiles * ROWS;
 
-    Product product(4 * units, H, memory);
+    Product product(4 * units, terms, span, memory);
     const int size = product.entries() * ROWS;
     S* vectors = reinterpret_cast<S*>(product.behind_weights());
     float* sums = reinterpret_cast<float*>(vectors + Exchange<S>::shared_vectors(tiles) * size);
@@ -110,9 +111,10 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
             product.multiply(others.received(tile, step + 1), sums);
             __syncthreads();
             const Row times = slice.rows[tile * ROWS + row];
-            if (is_unit && step < times.count) {
-                const int b = first_row + tile * ROWS + row;
-                const int t = backwards ? times.first - step : times.first + step;
+            const bool active = is_unit && step < times.count;
+            CellForward<float> cell = {};
+            S h = {};
+            if (active) {
 #pragma unroll
                 for (int g = 0; g < 4; ++g) {
                     gates[g] += bias[g * units + own];
@@ -120,11 +122,16 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
                         gates[g] += sums[(part * 4 + g) * units * ROWS + threadIdx.x];
                 }
                 float* c = cells + tile * units * ROWS + threadIdx.x;
-                const CellForward<float> cell =
-                    cell_forward<float>({gates[0], gates[1], gates[2], gates[3]}, *c);
-                const S h = rounded<S>(cell.m);
+                cell = cell_forward<float>({gates[0], gates[1], gates[2], gates[3]}, *c);
+                h = rounded<S>(cell.m);
                 *c = cell.c;
                 others.publish(tile, step + 2, Product::place(unit, row), Product::operand(h));
+            }
+            others.signal(tile, step + 2);
+            // What the others need is on its way; the signal waits for no other store.
+            if (active) {
+                const int b = first_row + tile * ROWS + row;
+                const int t = backwards ? times.first - step : times.first + step;
                 y[t * y_time + b * y_row + d * y_direction + unit * y_unit] = h;
                 if (c_steps != nullptr)
                     c_steps[(t - origin) * c_time + b * c_row + d * c_direction + unit * c_unit] =
@@ -139,7 +146,6 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
                     h_after[state] = h, c_after[state] = cell.c;
                 }
             }
-            others.signal(tile, step + 2);
         }
     }
     others.end();

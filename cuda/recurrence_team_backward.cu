@@ -38,6 +38,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
     int start, int stop,            // the steps to run, and those of dz and h_prev
     int reverse,                    // a bit for each reverse direction
     int first_direction, int blocks, int units, int tiles,
+    int terms, int span,  // of the product
     int T, int B, int H, int D) {
     constexpr int ROWS = Product::ROWS;
     extern __shared__ uint4 memory[];
@@ -47,7 +48,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
     const int sign = backwards ? -1 : 1;
     const int first_row = team * tiles * ROWS;
 
-    Product product(units, 4 * H, memory);
+    Product product(units, terms, span, memory);
     const int size = product.entries() * ROWS;
     S* vectors = reinterpret_cast<S*>(product.behind_weights());
     float* sums = reinterpret_cast<float*>(vectors + Exchange<S>::shared_vectors(tiles) * size);
@@ -122,27 +123,31 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
                     for (int part = 0; part < product.parts(); ++part)
                         dh_here += sums[part * units * ROWS + threadIdx.x];
             }
-            // h after this step is that before the next one.
-            if (has_begun && !is_last)
-                h_prev[(place + sign * time * D) * H + unit] =
-                    kept ? rounded<S>(gate.o * hyperbolic_tangent(c)) : h_first[state];
             float& dc_carried = cells[tile * units * ROWS + threadIdx.x];
+            S gradient[4] = {};
             if (active) {
                 const CellBackward<float> cell = cell_backward<float>(
                     gate, c_prev, c, dh_here + dm, dc_carried + dc_here);
                 dc_carried = cell.dc_prev;
-                const S gradient[4] = {rounded<S>(cell.dz.i), rounded<S>(cell.dz.f),
-                                       rounded<S>(cell.dz.g), rounded<S>(cell.dz.o)};
+                gradient[0] = rounded<S>(cell.dz.i), gradient[1] = rounded<S>(cell.dz.f);
+                gradient[2] = rounded<S>(cell.dz.g), gradient[3] = rounded<S>(cell.dz.o);
 #pragma unroll
-                for (int g = 0; g < 4; ++g) {
+                for (int g = 0; g < 4; ++g)
                     others.publish(tile, round + 1, Product::place(g * H + unit, row),
                                    Product::operand(gradient[g]));
-                    dz[(place * 4 + g) * H + unit] = gradient[g];
-                }
+            }
+            if (step >= 0) others.signal(tile, round + 1);
+            // What the others need is on its way; the signal waits for no other store.
+            if (active) {
+#pragma unroll
+                for (int g = 0; g < 4; ++g) dz[(place * 4 + g) * H + unit] = gradient[g];
             } else if (has_begun && b < B) {
                 dh[state] = dh_here, dc[state] = dc_carried;
             }
-            if (step >= 0) others.signal(tile, round + 1);
+            // h after this step is that before the next one.
+            if (has_begun && !is_last)
+                h_prev[(place + sign * time * D) * H + unit] =
+                    kept ? rounded<S>(gate.o * hyperbolic_tangent(c)) : h_first[state];
         }
     }
     others.end();

@@ -3,8 +3,9 @@
 //
 // Both forms give each of THREADS threads `terms` terms of the weights, kept for all steps: the
 // first in registers, the rest in shared memory. The threads share the sum over k, so that a vector
-// of few outputs keeps them all busy; what they find for one output are `parts` sums, which the
-// reader adds in their order. `outputs` is a power of two times 8 or 16.
+// of few outputs keeps them all busy: a term of all threads has `span` values of k for every output.
+// What they find for one output are parts() sums, which the reader adds in their order. `outputs`
+// is a power of two times 8 or 16.
 //
 // The vector lies in memory as the form reads it, `place` says where an element is. It holds
 // entries() values of k, those from `length` on are zero.
@@ -14,7 +15,6 @@
 #include "warp.cuh"
 
 constexpr int THREADS = 512;  // of a block of a team
-constexpr int WARPS = THREADS / WARP;
 
 // In float32, on every architecture: a thread has eight outputs and four rows, 32 products for two
 // loads at most. A warp's sums are added by shuffles.
@@ -27,13 +27,11 @@ struct LaneProduct {
 
     float kept[kept_terms][OUTPUTS];
     uint4* rest;  // [terms - kept_terms, TERM_BYTES / 16, THREADS], this thread's first
-    int outputs, terms, slices, slice, octet;
+    int outputs, terms, slices, octet, slice;
 
-    __device__ __forceinline__ LaneProduct(int outputs, int length, uint4* shared)
-        : rest(shared + threadIdx.x), outputs(outputs), slices(THREADS / (outputs / OUTPUTS)) {
-        terms = (length + slices - 1) / slices;
-        octet = threadIdx.x / slices, slice = threadIdx.x % slices;
-    }
+    __device__ __forceinline__ LaneProduct(int outputs, int terms, int span, uint4* shared)
+        : rest(shared + threadIdx.x), outputs(outputs), terms(terms), slices(span),
+          octet(threadIdx.x / span), slice(threadIdx.x % span) {}
 
     __device__ __forceinline__ int entries() const { return terms * slices; }
     __device__ __forceinline__ int parts() const { return slices > WARP ? slices / WARP : 1; }
@@ -143,13 +141,10 @@ struct TensorProduct {
     Fragment* rest;  // [terms - kept_terms, THREADS], this thread's first
     int outputs, terms, many, part, first;
 
-    __device__ __forceinline__ TensorProduct(int outputs, int length, uint4* shared)
-        : rest(reinterpret_cast<Fragment*>(shared) + threadIdx.x), outputs(outputs),
-          many(WARPS / (outputs / OUTPUTS)) {
-        terms = (length + many * K - 1) / (many * K);
-        const int warp = threadIdx.x / WARP;
-        part = warp % many, first = warp / many * OUTPUTS;
-    }
+    __device__ __forceinline__ TensorProduct(int outputs, int terms, int span, uint4* shared)
+        : rest(reinterpret_cast<Fragment*>(shared) + threadIdx.x), outputs(outputs), terms(terms),
+          many(span / K), part(threadIdx.x / WARP % many),
+          first(threadIdx.x / WARP / many * OUTPUTS) {}
 
     __device__ __forceinline__ int entries() const { return terms * many * K; }
     __device__ __forceinline__ int parts() const { return many; }

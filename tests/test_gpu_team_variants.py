@@ -181,7 +181,6 @@ print("all of them")
 UNORDERED = {
     # name: form, old, new
     "one flag not waited for": ("tensor", "i < blocks; i += WARP", "i < blocks - 1; i += WARP"),
-    "a wait that ends too early": ("tensor", "+ i) < count)", "+ i) + 1 < count)"),
     "a relaxed load of a flag": ("tensor", "load_acquire<", "load_relaxed<"),
     "a flag before the vector": ("tensor", SIGNAL, SIGNAL.split("\n")[1]),
     "one copy of the vectors": ("tensor", "count % 2)", "0)"),

@@ -108,6 +108,7 @@ class Pass:
             own = {
                 **{"exchange": exchange, "flags": flags, "first_direction": first},
                 **{"blocks": teams.blocks, "units": teams.units, "tiles": teams.tiles},
+                **{"terms": work.terms, "span": teams.form.span(work.outputs)},
             }
             kernel.launch_blocks(
                 teams.grid, teams.threads, work.shared_bytes, *_named(kernel, {**values, **own})

@@ -74,13 +74,17 @@ class Form(NamedTuple):
     kept_terms: int
     term_weights: int
 
+    def span(self, outputs: int) -> int:
+        """Return the values of the vector that a term has for each of `outputs`."""
+        return self.term_weights // outputs
+
     def terms(self, outputs: int, length: int) -> int:
         """Return the terms of a product of `length` values for each of `outputs`."""
-        return -(-length // (self.term_weights // outputs))
+        return -(-length // self.span(outputs))
 
     def vector(self, outputs: int, length: int) -> int:
         """Return the elements of an exchanged vector of a tile: whole terms of it, and all rows."""
-        return self.terms(outputs, length) * (self.term_weights // outputs) * self.rows
+        return self.terms(outputs, length) * self.span(outputs) * self.rows
 
 
 LANES = Form("LaneProduct", 4, 8, 128, 6, 8 * THREADS)
