@@ -5,9 +5,9 @@ from cases import CASES, Case, results
 from gpu_cases import assert_device_case, call, on_host, prepared
 from gpu_on_cpu import record
 
-from cupy_lstm import engine
+from cupy_lstm import engine, plan
 from cupy_lstm.device import CARDS
-from cupy_lstm.persistent import tiers, tiles
+from cupy_lstm.persistent import launches, tiers, tiles
 from cupy_lstm.persistent.blocks import blocks_for
 
 DTYPES = tuple(tiles.ITEMSIZE)
@@ -36,6 +36,12 @@ def choose_form(monkeypatch, inside):
     monkeypatch.setattr(tiles, "INSIDE_FEATURES", tiles.INSIDE_FEATURES if inside else 0)
     # Without its cache, which knows nothing of the choice.
     monkeypatch.setattr(tiers, "blocks_for", blocks_for.__wrapped__)
+
+
+def choose_blocks(monkeypatch):
+    """Let blocks serve all that they can, though teams be faster, and teams nothing."""
+    for module in (plan, launches):
+        monkeypatch.setattr(module, "tier_for", blocks_for)
 
 
 def run(cupy, case, dtype):

@@ -14,6 +14,7 @@ from persistent_cases import (
     SERVED,
     assert_served,
     bits,
+    choose_blocks,
     choose_form,
     each_dtype,
     each_form,
@@ -70,7 +71,8 @@ def of_width(H):
 
 
 @in_dtypes_by_turns(map(of_width, WIDTHS), DTYPES)
-def test_every_hidden_size(cupy, case, dtype):
+def test_every_hidden_size(cupy, case, dtype, monkeypatch):
+    choose_blocks(monkeypatch)
     with profile("H100"):
         assert_served(cupy, case, dtype)
 
@@ -79,8 +81,9 @@ CAPACITIES = [("T4", "float16"), ("A100", "float32"), ("H100", "float32"), ("H10
 
 
 @pytest.mark.parametrize(("card", "dtype"), CAPACITIES)
-def test_the_largest_layers_of_a_card(cupy, card, dtype):
+def test_the_largest_layers_of_a_card(cupy, card, dtype, monkeypatch):
     """The device of the bed refuses a block that asks for more than the card has."""
+    choose_blocks(monkeypatch)
     shared = CARDS[card].shared_memory_per_block
     with profile(card):
         for training in (True, False):

@@ -213,7 +213,14 @@ def weights_of(form, outputs, terms):
     """Return (output, k) of every weight that the threads of a block hold, by the kernels' text."""
     E = elements_of(form)
     slices, many = THREADS // (outputs // 8), THREADS // 32 // (outputs // 16 or 1)
-    names = {"E": E, "K": 8 * E, "OUTPUTS": form.outputs, "slices": slices, "many": many}
+    names = {
+        "WARP": 32,
+        "E": E,
+        "K": 8 * E,
+        "OUTPUTS": form.outputs,
+        "slices": slices,
+        "many": many,
+    }
     if form == LANES:
         sizes = {"thread": THREADS, "j": terms, "n": 8}
         octet, piece = text_of(form, r"octet = (.*), slice = (.*);")
@@ -255,7 +262,7 @@ def test_every_weight_has_one_thread(form, units, length):
 def place(form, k, row):
     """Return where an element of the exchanged vector is, by the text of the kernels."""
     E = elements_of(form)
-    names = {"k": k, "row": row, "ROWS": form.rows, "E": E, "K": 8 * E}
+    names = {"k": k, "row": row, "ROWS": form.rows, "WARP": 32, "E": E, "K": 8 * E}
     if form != LANES:
         inside, lane = text_of(form, r"const int inside = (.*?), lane = (.*);")
         names["inside"] = eval(inside, {}, names)
