@@ -14,6 +14,7 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.spacing import Spacing, infer_spacing, show_time
+from cupy_lstm.ranges import stage
 
 if TYPE_CHECKING:
     import pandas
@@ -106,7 +107,8 @@ def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
     DataError
         If the file cannot be read, or as `series_of`.
     """
-    return series_of(_read_table(path), str(path), time, columns)
+    with stage("data loading"):
+        return series_of(_read_table(path), str(path), time, columns)
 
 
 def series_of(table: "pandas.DataFrame", source: str, time: str, columns: Sequence[str]) -> Series:
