@@ -34,7 +34,7 @@
 
 /* ---- lines ------------------------------------------------------------------------------- */
 
-enum { LINE_BYTES = 4096, TEXT_BYTES = 1024 };
+enum { LINE_BYTES = 16384, TEXT_BYTES = 1024 };
 
 typedef struct {
   char bytes[LINE_BYTES];
@@ -57,10 +57,10 @@ static void add_byte(Line* line, char byte) {
   if (line->used < LINE_BYTES) line->bytes[line->used++] = byte;
 }
 
-/* Adds a text in quotes, as JSON wants it. */
+/* Adds a text in quotes, as JSON wants it; cut off where it is very long. */
 static void add_text(Line* line, const char* text) {
   add_byte(line, '"');
-  for (; *text; ++text) {
+  for (int left = TEXT_BYTES; *text && left; ++text, --left) {
     if ((unsigned char)*text < 0x20) {
       add(line, "\\u%04x", (unsigned)(unsigned char)*text);
       continue;
