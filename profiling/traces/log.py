@@ -1,6 +1,7 @@
 """Reading the lines that the injection library, or the recorder in Python, has written."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ def read_log(path: Path) -> Recording:
     SystemExit
         If a line is no event.
     """
-    categories: dict[tuple[int, str, int], str] = {}
+    categories: dict[tuple[int | None, str, int], str] = {}
     stacks: dict[tuple[int, int, str], list[Event]] = {}
     started: dict[tuple[int, str, int], Event] = {}
     ended: list[tuple[Event, int]] = []
@@ -27,7 +28,9 @@ def read_log(path: Path) -> Recording:
             process, domain, kind = event["pid"], event["domain"], event["kind"]
             stack = stacks.setdefault((process, event["tid"], domain), [])
             if kind == "category":
-                categories[process, domain, event["category"]] = event["message"]
+                # A forked child has the names of its parent: the last one that anybody gave.
+                for owner in (process, None):
+                    categories[owner, domain, event["category"]] = event["message"]
             elif kind == "push":
                 stack.append(event)
             elif kind == "start":
@@ -40,17 +43,20 @@ def read_log(path: Path) -> Recording:
                 unopened += 1
         except KeyError as error:
             raise SystemExit(f"{path}, line {number}: the event has no {error}") from None
-    spans = [
-        Span(
-            begun["message"], begun["domain"],
-            categories.get((begun["pid"], begun["domain"], begun["category"]), ""),
-            begun["color"], begun["payload"], begun["pid"], begun["tid"], begun["time"], end,
-        )
-        for begun, end in ended
-    ]  # fmt: skip
+    spans = [_span(begun, end, categories) for begun, end in ended]
     spans.sort(key=lambda span: (span.start, -span.end))
     unclosed = len(started) + sum(len(stack) for stack in stacks.values())
     return Recording(spans, unclosed=unclosed, unopened=unopened)
+
+
+def _span(begun: Event, end: int, categories: Mapping[tuple[int | None, str, int], str]) -> Span:
+    """Return a range by the event that began it."""
+    process, domain, number = begun["pid"], begun["domain"], begun["category"]
+    named = categories.get((None, domain, number), "")
+    return Span(
+        begun["message"], domain, categories.get((process, domain, number), named),
+        begun["color"], begun["payload"], process, begun["tid"], begun["time"], end,
+    )  # fmt: skip
 
 
 def _events(path: Path) -> list[Event]:

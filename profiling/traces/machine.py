@@ -20,7 +20,8 @@ SIZE = 1024
 COPIED_BYTES = 64 * 2**20
 """Far more than a cache holds."""
 
-REPEATS = 20
+BUDGET = 0.3
+"""Seconds of repetitions of each, of which the shortest counts; at least a few are made."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,7 @@ def gpu_machine(device: DeviceFacts) -> Machine | None:
 
 
 def host_machine() -> Machine:
-    """Measure this machine's CPU: NumPy's matrix product, and a copy; half a second or so."""
+    """Measure this machine's CPU: NumPy's matrix product, and a copy; about a second."""
     flops = {}
     for dtype in ("float32", "float64"):
         a = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(dtype)
@@ -72,8 +73,9 @@ def host_machine() -> Machine:
 
 def _best(call: Callable[[], Any]) -> float:
     """Return the shortest of some times of a call, in seconds."""
-    times = []
-    for _ in range(REPEATS):
+    times: list[float] = []
+    until = perf_counter() + BUDGET
+    while len(times) < 3 or perf_counter() < until:
         begun = perf_counter()
         call()
         times.append(perf_counter() - begun)
