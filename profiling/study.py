@@ -55,17 +55,22 @@ def main(arguments: list[str] | None = None) -> int:
     )
     if not chosen:
         raise SystemExit("no engine can serve any point:\n" + "\n".join(left_out))
-    heading = described(machine, device)
-    print(heading, *(f"left out: {reason}" for reason in left_out), sep="\n")
+    for reason in left_out:
+        print(f"left out: {reason}")
     options.out.mkdir(parents=True, exist_ok=True)
     stages = recorded_stages(chosen, options)
-    results = []
-    for point, found in zip(tqdm(chosen, unit="point"), stages, strict=True):
+    measured = []
+    for point in tqdm(chosen, unit="point"):
         call = call_of(point)
-        taken = seconds(point, call, options.seconds)
-        memory = memory_bytes(point, call)
-        results.append(result_of(point, 1e3 * taken, memory, found, machine, device))
-    print(summary(results))
+        measured.append((1e3 * seconds(point, call, options.seconds), memory_bytes(point, call)))
+    if device is None:
+        machine = machine.or_better(host_machine())
+    results = [
+        result_of(point, ms, memory, found, machine, device)
+        for point, (ms, memory), found in zip(chosen, measured, stages, strict=True)
+    ]
+    heading = described(machine, device)
+    print(heading, summary(results), sep="\n")
     write_results(results, machine, options.out / "study.csv")
     paths = Pictures(results, base, machine, heading).draw_all(options.out)
     print(f"wrote {options.out / 'study.csv'}, {', '.join(map(str, paths))}")

@@ -215,7 +215,7 @@ def test_the_library_is_built_once(monkeypatch, tmp_path):
 
 @pytest.fixture(autouse=True)
 def quick_rates(monkeypatch):
-    monkeypatch.setattr(machine, "SIZE", 64)
+    monkeypatch.setattr(machine, "SIZES", (64,))
     monkeypatch.setattr(machine, "COPIED_BYTES", 2**16)
     monkeypatch.setattr(machine, "BUDGET", 0.0)
 

@@ -10,11 +10,11 @@ from cupy_lstm.plan import SERVES, Plan, plan_sweep, why_not
 
 PASSES = ("inference", "training")
 
-BASE = {"T": 64, "B": 16, "H": 64, "L": 1, "dtype": "float32"}
+BASE = {"T": 64, "B": 8, "H": 64, "L": 1, "dtype": "float32"}
 
 SWEEPS: dict[str, tuple[Any, ...]] = {
     "T": (16, 32, 64, 128, 256),
-    "B": (1, 4, 16, 64),
+    "B": (1, 2, 8, 32),
     "H": (16, 32, 64, 128, 256),
     "L": (1, 2, 4),
 }

@@ -1,7 +1,7 @@
 """The least time a machine allows: from the rates of a GPU, or measured of this CPU."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from time import perf_counter
 from typing import Any
 
@@ -14,13 +14,13 @@ from cupy_lstm.notation import Shape
 DTYPES = {2: "float16", 4: "float32", 8: "float64"}
 """The dtype of the rates by the bytes of an element."""
 
-SIZE = 1024
-"""Rows and columns of the product that is timed."""
+SIZES = (128, 256, 512, 1024)
+"""Rows and columns of the products that are timed; a busy machine disturbs a small one less."""
 
 COPIED_BYTES = 64 * 2**20
 """Far more than a cache holds."""
 
-BUDGET = 0.3
+BUDGET = 0.2
 """Seconds of repetitions of each, of which the shortest counts; at least a few are made."""
 
 
@@ -40,6 +40,11 @@ class Machine:
     flops: dict[str, float]
     bandwidth: float
     source: str
+
+    def or_better(self, other: "Machine") -> "Machine":
+        """Return the same machine with the better rates of two measurements."""
+        flops = {dtype: max(rate, other.flops[dtype]) for dtype, rate in self.flops.items()}
+        return replace(self, flops=flops, bandwidth=max(self.bandwidth, other.bandwidth))
 
     def floor_us(self, shape: Shape, dtype: str, training: bool, backward: bool) -> float | None:
         """Return the least microseconds of a step: products, or each array moved once."""
@@ -62,13 +67,17 @@ def host_machine() -> Machine:
     """Measure this machine's CPU: NumPy's matrix product, and a copy; about a second."""
     flops = {}
     for dtype in ("float32", "float64"):
-        a = np.random.default_rng(0).standard_normal((SIZE, SIZE)).astype(dtype)
-        out = np.empty_like(a)
-        flops[dtype] = 2 * SIZE**3 / _best(lambda a=a, out=out: np.matmul(a, a, out=out))
+        flops[dtype] = max(_product_rate(size, dtype) for size in SIZES)
     source, target = np.ones(COPIED_BYTES, "uint8"), np.zeros(COPIED_BYTES, "uint8")
     # A copy reads every byte and writes it.
     bandwidth = 2 * COPIED_BYTES / _best(lambda: np.copyto(target, source))
     return Machine("CPU", flops, bandwidth, "NumPy's product and copy, measured here")
+
+
+def _product_rate(size: int, dtype: str) -> float:
+    a = np.random.default_rng(0).standard_normal((size, size)).astype(dtype)
+    out = np.empty_like(a)
+    return 2 * size**3 / _best(lambda: np.matmul(a, a, out=out))
 
 
 def _best(call: Callable[[], Any]) -> float:
