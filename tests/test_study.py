@@ -99,24 +99,37 @@ def span(name, start, end, domain="cupy_lstm"):
     return Span(name, domain, "", 0, None, 1, 1, start, end)
 
 
+def call_spans(start, lengths, name="recurrence"):
+    """Return the ranges of calls one after another, each 1000 apart."""
+    spans = []
+    for number, length in enumerate(lengths):
+        begin = start + 1000 * number
+        spans.append(span("forward", begin, begin + 100 + length))
+        spans.append(span(name, begin + 50, begin + 50 + length))
+    return spans
+
+
 def test_stages_are_counted_alone_by_the_point_they_lie_in():
+    assert RECORDED_CALLS == 3
     spans = [
-        span("0", 0, 900, DOMAIN), span("forward", 0, 600), span("layer 0", 100, 500),
-        span("recurrence", 200, 500), span("step", 250, 450),
-        span("1", 1000, 2000, DOMAIN), span("dropout", 1100, 1400),
-        span("before any point", 950, 990),
+        span("0", 0, 2900, DOMAIN), *call_spans(0, (300, 250, 280)),
+        span("step", 60, 100), span("step", 100, 140),
+        span("before any point", 2950, 2990),
+        span("1", 3000, 6000, DOMAIN), *call_spans(3000, (20, 30, 40), "dropout"),
     ]  # fmt: skip
+    spans.append(span("backward", 200 + 300, 900))  # one more pass of the first call
+    spans += [span("backward", start, start + 7) for start in (1900, 2900 - 50)]
     found = stages_of(Recording(spans), 2)
-    assert found == [
-        {OTHER: 300 // RECORDED_CALLS, "recurrence": 300 // RECORDED_CALLS},
-        {"dropout": 300 // RECORDED_CALLS},
-    ]
+    assert found == [{OTHER: 107, "recurrence": 250}, {OTHER: 100, "dropout": 20}]
 
 
 def test_with_a_gpu_its_own_time_counts():
-    spans = [span("0", 0, 900, DOMAIN), span("forward", 0, 600), span("recurrence", 200, 500)]
-    work = [Kernel("k", "kernel", 0, 7, 1, 1, 300, 5000, 5600)]
-    assert stages_of(Recording(spans, work), 1) == [{OTHER: 0, "recurrence": 600 // RECORDED_CALLS}]
+    spans = [span("0", 0, 3000, DOMAIN), *call_spans(0, (300, 300, 300))]
+    work = [
+        Kernel("k", "kernel", 0, 7, 1, 1, launched, 5000 + launched, 5600 + launched - skipped)
+        for launched, skipped in ((100, 0), (1100, 10), (2100, 20))
+    ]
+    assert stages_of(Recording(spans, work), 1) == [{OTHER: 0, "recurrence": 580}]
 
 
 def test_memory_is_what_a_call_holds_at_once():

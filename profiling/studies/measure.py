@@ -20,7 +20,7 @@ DOMAIN = "study"
 """NVTX domain of the ranges around a point's calls."""
 
 LEAST_CALLS = 2
-RECORDED_CALLS = 2
+RECORDED_CALLS = 3
 
 OTHER = "other"
 """What lies in a pass or a layer, but in no stage of it."""
@@ -114,23 +114,33 @@ def run_points(path: Path) -> None:
 def stages_of(recording: Recording, count: int) -> list[dict[str, int]]:
     """Return for each point the nanoseconds of a call in each stage, in itself alone.
 
-    Those of the GPU's work where there is any, else of the host.
+    Those of the GPU's work where there is any, else of the host. The shortest of the calls counts,
+    stage by stage.
     """
     found: list[dict[str, int]] = [{} for _ in range(count)]
     for node in forest(recording):
         if node.span.domain == DOMAIN:
-            _add_stages(node, found[int(node.span.name)], with_gpu=bool(recording.kernels))
-    return [{name: time // RECORDED_CALLS for name, time in stages.items()} for stages in found]
+            calls: list[dict[str, int]] = [{} for _ in range(RECORDED_CALLS)]
+            passes = max(1, len(node.children) // RECORDED_CALLS)
+            for number, child in enumerate(node.children):
+                call = calls[min(number // passes, RECORDED_CALLS - 1)]
+                _add_stages(child, call, with_gpu=bool(recording.kernels))
+            names = dict.fromkeys(name for call in calls for name in call)
+            found[int(node.span.name)] = {
+                name: min(call.get(name, 0) for call in calls) for name in names
+            }
+    return found
 
 
 def _add_stages(node: Node, stages: dict[str, int], with_gpu: bool) -> None:
+    """Add what a range and those inside it are alone."""
+    name = unnumbered(node.span.name)
+    kind = STAGES.get(name)
+    if kind is None or kind.category in ("pass", "layer"):
+        name = OTHER
+    elif kind.category == "step":
+        name = "recurrence"  # in which all steps lie
+    own = busy_and_span(node.kernels)[0] if with_gpu else node.alone
+    stages[name] = stages.get(name, 0) + own
     for child in node.children:
-        name = unnumbered(child.span.name)
-        kind = STAGES.get(name)
-        if kind is None or kind.category in ("pass", "layer"):
-            name = OTHER
-        elif kind.category == "step":
-            name = "recurrence"  # in which all steps lie
-        own = busy_and_span(child.kernels)[0] if with_gpu else child.alone
-        stages[name] = stages.get(name, 0) + own
         _add_stages(child, stages, with_gpu)
