@@ -226,12 +226,16 @@ def _listened_domain() -> Any:
         if not isinstance(error, ModuleNotFoundError) or error.name != "nvtx":
             _warn_of(f"importing nvtx fails ({error})")
         return None
-    if not hasattr(nvtx, "Domain"):
+    try:
+        domain = nvtx.get_domain(DOMAIN) if nvtx.enabled() else None
+        # With no tool attached this is another class, which does nothing.
+        if not isinstance(domain, nvtx.Domain):
+            return None
+        domain.get_event_attributes(payload=numpy.zeros((), PAYLOAD))
+    except (AttributeError, RuntimeError):
         _warn_of("the nvtx installed here is too old")
         return None
-    domain = nvtx.get_domain(DOMAIN) if nvtx.enabled() else None
-    # With no tool attached this is another class, which does nothing.
-    return domain if isinstance(domain, nvtx.Domain) else None
+    return domain
 
 
 def _warn_of(reason: str) -> None:

@@ -24,7 +24,7 @@ class Domain:
         self.made, self.here = [], threading.local()
         self.roots, self.pushed, self.popped = [], 0, 0
 
-    def get_event_attributes(self, message, color, category, payload):
+    def get_event_attributes(self, message=None, color=None, category=None, payload=None):
         attributes = types.SimpleNamespace(
             message=message, color=color, category=category, payload=payload
         )
@@ -121,8 +121,22 @@ def test_with_a_tool_the_domain_is_asked_for_once(not_asked, monkeypatch, wanted
     assert ranges._tool.domain.roots == leaf("forward", "backward")
 
 
-def test_an_nvtx_that_is_too_old_is_a_sentence(not_asked, monkeypatch):
-    stub(monkeypatch)
+class NumbersOnly(Domain):
+    def get_event_attributes(self, message=None, color=None, category=None, payload=None):
+        raise RuntimeError("Payload must be int or float")
+
+
+OLD = {
+    "without domains": {"enabled": lambda: True},
+    "whose payloads are numbers": {
+        "enabled": lambda: True, "Domain": NumbersOnly, "get_domain": lambda name: NumbersOnly(),
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("names", OLD.values(), ids=OLD)
+def test_an_nvtx_that_is_too_old_is_a_sentence(not_asked, monkeypatch, names):
+    stub(monkeypatch, **names)
     with pytest.warns(RuntimeWarning, match=r"too old; pip install -U 'cupy_lstm\[nvtx\]'"):
         assert ranges.stage("forward") is ranges._NOTHING
     assert ranges.stage("forward") is ranges._NOTHING  # and said once
