@@ -2,8 +2,8 @@
 
 The package is imported twice in one process: as it is, and with every range taken out of its
 source. The smallest LSTM there can be is called with both by turns, so that whatever slows the
-machine down slows both. A block of calls gives the ratio of the medians of both, and the table has
-the median of the blocks and their quartiles.
+machine down slows both. Of a block of calls the lowest deciles are compared, which other work on
+the machine hardly touches; the table has the median of the blocks and their quartiles.
 
 This is done in two processes: in one nvtx cannot be imported, in the other it is there, and no tool
 is attached. With --attached it is done once more under the injection library of `profiling/traces`.
@@ -125,14 +125,14 @@ def call_of(package: ModuleType, engine: str, training: bool) -> Callable[[], ob
 
 
 def block(calls: Sequence[Callable[[], object]]) -> list[float]:
-    """Return the median microseconds of each call, made by turns, in an order that changes."""
+    """Return the lowest decile of the microseconds of each call, made by turns."""
     times: list[list[float]] = [[] for _ in calls]
     for number in range(BLOCK):
         for which in (0, 1) if number % 2 else (1, 0):
             begun = perf_counter()
             calls[which]()
             times[which].append(1e6 * (perf_counter() - begun))
-    return [median(some) for some in times]
+    return [quantiles(some, n=10)[0] for some in times]
 
 
 def measured(blocks: int) -> dict[str, dict[str, float]]:
