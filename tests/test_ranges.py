@@ -270,14 +270,15 @@ def test_training(domain):
     assert domain.pushed == domain.popped
 
 
-def test_reading_a_file_is_data_loading(domain, tmp_path):
-    from cupy_lstm.forecast.series import read_series
+def test_reading_a_series_is_data_loading(domain, tmp_path):
+    from cupy_lstm.forecast.series import built_in_series, read_series
 
-    pytest.importorskip("pandas", reason="pandas is not installed")
+    pytest.importorskip("statsmodels", reason="statsmodels is not installed")
     path = tmp_path / "series.csv"
     path.write_text("day,value\n1,2.0\n2,3.0\n3,2.5\n")
     read_series(path, "day", ["value"])
-    assert domain.roots == leaf("data loading")
+    built_in_series("sunspots")
+    assert domain.roots == leaf("data loading", "data loading")
 
 
 @pytest.mark.parametrize("name", ENGINES)

@@ -78,16 +78,17 @@ def built_in_series(name: str) -> Series:
         measurement, all before 1965, are filled in linearly.
     """
     time, target, description = BUILT_IN[name]
-    if name == "co2":
-        from statsmodels.datasets import co2
+    with stage("data loading"):
+        if name == "co2":
+            from statsmodels.datasets import co2
 
-        monthly = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
-        table = monthly.rename(target).rename_axis(time).reset_index()
-    else:
-        from statsmodels.datasets import sunspots
+            monthly = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
+            table = monthly.rename(target).rename_axis(time).reset_index()
+        else:
+            from statsmodels.datasets import sunspots
 
-        table = sunspots.load_pandas().data.set_axis([time, target], axis="columns")
-    return series_of(table, description, time, (target,))
+            table = sunspots.load_pandas().data.set_axis([time, target], axis="columns")
+        return series_of(table, description, time, (target,))
 
 
 def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
