@@ -9,6 +9,7 @@ import json
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -152,26 +153,22 @@ class _Export:
                 )  # fmt: skip
 
     def device(self) -> DeviceFacts | None:
-        """Return what the report says of its first GPU."""
-        for row in self.rows("TARGET_INFO_GPU"):
-
-            def number(name: str, row: Row = row) -> int:
-                return int(self.value(row, name) or 0)
-
-            return DeviceFacts(
-                name=self.value(row, "name") or "GPU",
-                compute_capability=(number("computeMajor"), number("computeMinor")),
-                multiprocessors=number("smCount"),
-                shared_memory_per_block=number("maxShmemPerBlockOptin"),
-                shared_memory_per_multiprocessor=number("maxShmemPerSm"),
-                registers_per_multiprocessor=number("maxRegistersPerSm"),
-                max_threads_per_block=number("maxThreadsPerBlock"),
-                l2_bytes=number("l2CacheSize"),
-                clock_hz=float(number("clockRate")),
-                memory_bandwidth=float(number("memoryBandwidth")),
-                cluster_launch=False,
-            )
-        return None
+        """Return what the report says of its first GPU; zeros for limits that no floor needs."""
+        row = next(self.rows("TARGET_INFO_GPU"), None)
+        if row is None:
+            return None
+        known = {
+            "name": self.value(row, "name") or "GPU",
+            "compute_capability": tuple(
+                int(self.value(row, part) or 0) for part in ("computeMajor", "computeMinor")
+            ),
+            "multiprocessors": int(self.value(row, "smCount") or 0),
+            "clock_hz": float(self.value(row, "clockRate") or 0),
+            "memory_bandwidth": float(self.value(row, "memoryBandwidth") or 0),
+        }
+        return DeviceFacts(
+            **{field.name: known.get(field.name, 0) for field in fields(DeviceFacts)}
+        )
 
 
 def process_of(serialized: int) -> int:
