@@ -1,7 +1,7 @@
 """Writes what Nsight Systems exports as SQLite, by the schema that NVIDIA documents."""
 
-import json
 import sqlite3
+import struct
 from contextlib import closing
 
 TABLES = """
@@ -12,6 +12,9 @@ CREATE TABLE NVTX_EVENTS (start INTEGER NOT NULL, end INTEGER, eventType INTEGER
     endGlobalTid INTEGER, textId INTEGER, domainId INTEGER, uint64Value INTEGER,
     int64Value INTEGER, doubleValue REAL, uint32Value INTEGER, int32Value INTEGER,
     floatValue REAL, jsonTextId INTEGER, jsonText TEXT, binaryData TEXT);
+CREATE TABLE NVTX_PAYLOAD_SCHEMA_ENTRIES (domainId INTEGER NOT NULL, schemaId INTEGER NOT NULL,
+    idx INTEGER NOT NULL, flags INTEGER, type INTEGER, name TEXT, description TEXT,
+    arrayOrUnionDetail INTEGER, offset INTEGER);
 """
 GPU_TABLES = """
 CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (start INTEGER NOT NULL, end INTEGER NOT NULL,
@@ -30,6 +33,7 @@ CREATE TABLE TARGET_INFO_GPU (id INTEGER NOT NULL, name TEXT, l2CacheSize INTEGE
 """
 
 CATEGORY, PUSH_POP, START_END, DOMAIN = 33, 59, 60, 75
+INT64 = 17
 KERNELS, FILLS = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_MEMSET"
 
 
@@ -46,6 +50,7 @@ class Export:
         self.texts = {}
         self.domains = {}
         self.categories = {}
+        self.schemas = set()
         self.calls = 0
         self.device = None
 
@@ -91,10 +96,25 @@ class Export:
             "globalTid": serialized(span.process, span.thread), "textId": self.text(span.name),
         }  # fmt: skip
         if isinstance(span.payload, dict):
-            values["jsonTextId"] = self.text(json.dumps(span.payload))
+            values["binaryData"] = self.binary(span.payload, domain)
         elif span.payload is not None:
             values["int64Value"] = span.payload
         self.add("NVTX_EVENTS", **(values | more))
+
+    def binary(self, payload, domain, schema=2**32 + 5):
+        """Return the bytes of a payload of integers; each field's type is a schema of its own."""
+        if (domain, schema) not in self.schemas:
+            self.schemas.add((domain, schema))
+            table = "NVTX_PAYLOAD_SCHEMA_ENTRIES"
+            self.add(table, domainId=domain, schemaId=schema + 1, idx=0, type=INT64, name="int64")
+            for index, name in enumerate(payload):
+                self.add(
+                    table, domainId=domain, schemaId=schema, idx=index, type=schema + 1, name=name,
+                    offset=8 * index,
+                )  # fmt: skip
+        size = 8 * len(payload)
+        header = struct.pack("<QQQQ", domain, schema, size, 32 + size)
+        return header + struct.pack(f"<{len(payload)}q", *payload.values())
 
     def work(self, name, start, end, launched, process, thread, table=KERNELS, stream=7, call=True):
         """Add work of the GPU, and the call of the driver that asked for it."""

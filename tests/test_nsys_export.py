@@ -18,6 +18,7 @@ from nsys_export import FILLS, START_END, Export
 from traces import tools
 from traces.machine import gpu_machine
 from traces.nsys import read_export
+from traces.payloads import read_payload
 from traces.spans import Span, forest
 from traces.stages import stage_rows, text_table
 from traces.timeline import draw_timeline
@@ -130,11 +131,12 @@ def test_backward_has_the_floor_of_backward(tmp_path):
     export.span(span("backward", 0, 100, "pass"))
     export.span(span("layer 0", 10, 90, "layer", SIZES | {"bytes": 2}))
     export.span(span("layer 1", 95, 99, "layer", SIZES | {"bytes": 3}))
+    export.span(span("layer 2", 99, 100, "layer", {"T": 5}), binaryData=None, jsonText='{"T": 5}')
     export.write(tmp_path / "x.sqlite")
     recording = read_export(tmp_path / "x.sqlite")
     rows = stage_rows(forest(recording), gpu_machine(recording.device))
     expected = 10 * 1e3 * floor_us(Shape(10, 4, 8, 16, 16, 1), "float16", CARDS["H100"], True, True)
-    assert [row.floor for row in rows] == [pytest.approx(expected)] * 2 + [None]
+    assert [row.floor for row in rows] == [*[pytest.approx(expected)] * 2, None, None]
 
 
 def test_what_may_be_missing_or_different(tmp_path):
@@ -160,6 +162,20 @@ def test_what_may_be_missing_or_different(tmp_path):
     database.close()
     older = read_export(tmp_path / "x.sqlite")
     assert [one.payload for one in older.spans] == [5, None, None, None]
+
+
+def test_payloads_that_cannot_be_read_are_none():
+    export, schemas = Export(), {(1, 7): [("T", 18, 0), ("x", 10**6, 8)]}
+    data = export.binary({"T": 5, "x": 6}, 1, schema=7)
+    assert read_payload(data, schemas) == {"T": 5, "x": None}
+    assert read_payload(data.hex(), schemas) == {"T": 5, "x": None}
+    upper = export.binary({"T": 5, "x": 6}, 1 + 2**40, schema=7 + 2**40)
+    assert read_payload(upper, schemas) == {"T": 5, "x": None}
+    assert read_payload(data, {}) is None
+    assert read_payload(data[:20], schemas) is None
+    assert read_payload("no digits", schemas) is None
+    circle = {(1, 7): [("T", 7, 0)]}
+    assert read_payload(data, circle) == {"T": None}
 
 
 def test_domains_of_two_processes_do_not_mix(tmp_path):

@@ -10,10 +10,12 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from cupy_lstm.device import DeviceFacts
+from traces.payloads import Schemas, read_payload
 from traces.spans import Kernel, Recording, Span
 
 # ENUM_NSYS_EVENT_TYPE
@@ -118,8 +120,20 @@ class _Export:
         spans.sort(key=lambda span: (span.start, -span.end))
         return spans, unclosed
 
+    @cached_property
+    def schemas(self) -> Schemas:
+        """The schemas of payloads."""
+        found: Schemas = {}
+        for row in sorted(self.rows("NVTX_PAYLOAD_SCHEMA_ENTRIES"), key=lambda row: row["idx"]):
+            entry = self.value(row, "name") or "", row["type"], self.value(row, "offset") or 0
+            found.setdefault((row["domainId"], row["schemaId"]), []).append(entry)
+        return found
+
     def payload(self, row: Row) -> Any:
         """Return the payload of a range: a number, the fields of a schema, or None."""
+        binary = self.value(row, "binaryData")
+        if binary:
+            return read_payload(binary, self.schemas)
         text = self.value(row, "jsonText")
         if text is None:
             text = self._texts.get(self.value(row, "jsonTextId"))

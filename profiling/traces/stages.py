@@ -122,10 +122,11 @@ def _layer_floor(payload: object, passes: str, machine: Machine) -> float | None
     """Return the floor of a layer's pass by the sizes it carries."""
     if not isinstance(payload, dict):
         return None
-    shape = Shape(*(int(payload[field]) for field in Shape._fields))
-    dtype = DTYPES.get(int(payload["bytes"]))
-    if dtype is None:
+    sizes = [payload.get(field) for field in Shape._fields]
+    dtype = DTYPES.get(payload.get("bytes", 0))
+    if dtype is None or not all(isinstance(size, int) for size in sizes):
         return None
+    shape = Shape(*sizes)
     floor = machine.floor_us(shape, dtype, passes != "inference", passes == "backward")
     return None if floor is None else 1e3 * shape.T * floor
 
