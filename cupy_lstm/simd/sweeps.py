@@ -261,19 +261,8 @@ class BackwardSweep:
                 )
                 part.append((sweep, layout.lanes, job))
             parts.append(part)
-        stages.add(
-            "recurrence",
-            parts,
-            self,
-            weight_hh,
-            weight_ho,
-            dy,
-            dcells,
-            dm,
-            scratch,
-            zeros,
-            barriers,
-        )
+        alive = weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers
+        stages.add("recurrence", parts, self, *alive)
 
     def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
         """Return what a thread does of one direction, but for the memory of the call."""
