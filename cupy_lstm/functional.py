@@ -17,6 +17,7 @@ from cupy_lstm.dropout import Dropout
 from cupy_lstm.lengths import checked_lengths
 from cupy_lstm.modes import forced_engine, is_recording
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
+from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions
 from cupy_lstm.weight_checks import check_targets, checked_reverse, checked_weights
 
@@ -135,18 +136,20 @@ def lstm_forward(
 
     outputs = _empty(x, D * P, time_major, x.dtype)
     cells = _empty(x, D * H, time_major, sums) if return_cells else None
-    final_states, tape = network.forward(
-        x,
-        weights,
-        states,
-        lengths,
-        reverse=reverse,
-        y=_over_time(outputs, D, time_major),
-        cells=None if cells is None else _over_time(cells, D, time_major),
-        dropout=dropout,
-        keep=is_recording(),
-        engine=forced_engine(),
-    )
+    keep = is_recording()
+    with stage("forward" if keep else "inference"):
+        final_states, tape = network.forward(
+            x,
+            weights,
+            states,
+            lengths,
+            reverse=reverse,
+            y=_over_time(outputs, D, time_major),
+            cells=None if cells is None else _over_time(cells, D, time_major),
+            dropout=dropout,
+            keep=keep,
+            engine=forced_engine(),
+        )
     kept = None if tape is None else Tape(x, weights, reverse, time_major, tape)
     if return_cells:
         return outputs, final_states, cells, kept
@@ -212,16 +215,17 @@ def lstm_backward(
     check_targets(tape.weights, wanted, gradients)
     dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
     tape.used = True
-    dinitial_states = network.backward(
-        tape.network,
-        None if doutputs is None else _over_time(doutputs, D, tape.time_major),
-        (dh, dc),
-        None if dcells is None else _over_time(dcells, D, tape.time_major),
-        wanted=wanted,
-        gradients=gradients,
-        dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
-        layer_done=layer_done,
-    )
+    with stage("backward"):
+        dinitial_states = network.backward(
+            tape.network,
+            None if doutputs is None else _over_time(doutputs, D, tape.time_major),
+            (dh, dc),
+            None if dcells is None else _over_time(dcells, D, tape.time_major),
+            wanted=wanted,
+            gradients=gradients,
+            dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
+            layer_done=layer_done,
+        )
     # Summed in float32 for half types, and returned in the dtypes of the states.
     dh0, dc0 = dinitial_states
     return dinputs, (dh0.astype(x.dtype, copy=False), dc0), gradients

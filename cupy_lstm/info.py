@@ -25,6 +25,7 @@ Facts = dict[str, dict[str, str]]
 OPTIONAL = {
     "cuda12x": ("ml_dtypes",),
     "fast": ("numba",),
+    "nvtx": ("nvtx", "nvidia-nvtx"),
     "forecast": ("pandas", "matplotlib", "tqdm", "safetensors", "statsmodels", "pyarrow"),
 }
 """The extras a user may want and what they bring, beside CuPy itself."""

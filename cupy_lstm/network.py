@@ -15,6 +15,7 @@ from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
 from cupy_lstm.plan import plan_sweep
+from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions
 
 
@@ -92,20 +93,22 @@ def forward(
         runner = engines.load(plan.engine)
         if layer > 0 and dropout is not None:
             # The output of the layer below is nobody else's: its engine does not keep it.
-            dropout.apply(x, layer)
+            with stage("dropout", shape, x.dtype):
+                dropout.apply(x, layer)
         out = y if last else xp.empty((T, B, shape.D, shape.P), x.dtype)
         rows = _rows_of(layer, shape.D)
-        (h[rows], c[rows]), sweep = runner.forward(
-            x,
-            weights,
-            (states[0][rows], states[1][rows]),
-            lengths,
-            reverse=reverse,
-            y=out,
-            cells=cells if last else None,
-            keep=keep,
-            chunk=plan.steps_per_chunk,
-        )
+        with stage("layer", shape, x.dtype, layer):
+            (h[rows], c[rows]), sweep = runner.forward(
+                x,
+                weights,
+                (states[0][rows], states[1][rows]),
+                lengths,
+                reverse=reverse,
+                y=out,
+                cells=cells if last else None,
+                keep=keep,
+                chunk=plan.steps_per_chunk,
+            )
         tape.engines.append(runner)
         tape.tapes.append(sweep)
         if not last:
@@ -151,32 +154,33 @@ def backward(
     tuple of array [L*D,B,P] and [L*D,B,H]
         Gradient of the initial h and c.
     """
-    xp = array_module(dx)
+    xp, (T, B) = array_module(dx), dx.shape[:2]
     initial: list[States] = []
     for layer in reversed(range(len(tape.tapes))):
         sweep, runner = tape.tapes.pop(), tape.engines.pop()
-        D = sweep.weights.weight_hh.shape[0]
-        rows = _rows_of(layer, D)
+        shape = layer_shape(T, B, sweep.weights)
+        rows = _rows_of(layer, shape.D)
         target = dx if layer == 0 else xp.zeros_like(sweep.x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
-        initial.append(
-            runner.backward(
-                sweep,
-                dy,
-                (dh, dc),
-                dcells,
-                wanted=wanted[layer],
-                gradients=gradients[layer],
-                dx=target,
+        with stage("layer", shape, dx.dtype, layer):
+            initial.append(
+                runner.backward(
+                    sweep,
+                    dy,
+                    (dh, dc),
+                    dcells,
+                    wanted=wanted[layer],
+                    gradients=gradients[layer],
+                    dx=target,
+                )
             )
-        )
         del sweep
         dcells = None
         if layer > 0:
             if tape.dropout is not None:
-                tape.dropout.apply(target, layer)
-            T, B, features = target.shape
-            dy = target.reshape(T, B, D, features // D)
+                with stage("dropout", shape, dx.dtype):
+                    tape.dropout.apply(target, layer)
+            dy = target.reshape(T, B, shape.D, target.shape[2] // shape.D)
         if layer_done is not None:
             layer_done(layer)
     dh0, dc0 = zip(*reversed(initial), strict=True)

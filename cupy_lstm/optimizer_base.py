@@ -15,6 +15,7 @@ from cupy_lstm.backend import Array, array_module, is_array, location, sum_dtype
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.clip import GradientClip, ParameterGradients
 from cupy_lstm.parameter import Parameter
+from cupy_lstm.ranges import stage
 from cupy_lstm.regularizer import L2Decay, Regularizer
 from cupy_lstm.schedule import Schedule, rate_at
 
@@ -158,6 +159,10 @@ class Optimizer(ABC):
             If a parameter has moved since the optimiser was made. Nothing is updated then, and
             neither if clipping or the schedule raises.
         """
+        with stage("optimizer step"):
+            self._step()
+
+    def _step(self) -> None:
         due = {id(m.parameter): m for m in self._memories if m.parameter.grad is not None}
         for memory in due.values():
             memory.check_place()

@@ -13,6 +13,7 @@ from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.modes import no_grad
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
+from cupy_lstm.ranges import each_load
 from cupy_lstm.windows import Inputs
 
 Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
@@ -253,7 +254,7 @@ class _Best:
 def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike) -> _MeanLoss:
     mean = _MeanLoss()
     model.train()
-    for batch in batches:
+    for batch in each_load(batches):
         prediction, target = _predict(model, batch)
         value, gradient = _scaled(loss, prediction, target, optimizer.loss_scale)
         optimizer.clear_grad()
@@ -278,7 +279,7 @@ def _validate(model: Model, loss: Loss, batches: BatchesLike) -> _MeanLoss:
     mean = _MeanLoss()
     model.eval()
     with no_grad():
-        for batch in batches:
+        for batch in each_load(batches):
             prediction, target = _predict(model, batch)
             value, _ = _scaled(loss, prediction, target, 1)
             mean.add(value, target)

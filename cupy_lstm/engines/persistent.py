@@ -19,6 +19,7 @@ from cupy_lstm.persistent.launches import Pass
 from cupy_lstm.persistent.places import Layout, groups
 from cupy_lstm.persistent.products import Products, Tape, valid_times
 from cupy_lstm.plan import LAUNCH_STEPS
+from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions
 
 OVER_TIME = "time", "row", "direction", "unit"
@@ -75,7 +76,8 @@ def forward(
         if lengths is not None:
             _clear(y, part, range(T), T, reverse)
         if z is not None and not inside:
-            _project(layout, x, weights.weight_ih, part, covered, reverse, z)
+            with stage("input projection", shape):
+                _project(layout, x, weights.weight_ih, part, covered, reverse, z)
         values |= {
             **{"h_before": before[0], "c_before": before[1]},
             **_strided("z", z),
@@ -85,7 +87,8 @@ def forward(
             **{"z_start": covered.start, "z_stop": covered.stop},
             **{"start": part.start, "stop": part.stop},
         }
-        run.launch(values)
+        with stage("recurrence", shape):
+            run.launch(values)
         if cells is not None and c_steps is not None:
             _copy_cells(c_steps, lengths, part, covered, reverse, out=cells)
         before = after
@@ -144,10 +147,12 @@ def backward(
             **_places("time", "row_stride", layout, part, B),
             **{"start": part.start, "stop": part.stop},
         }
-        run.launch(values)
-        products = Products(layout, part, tape, dz, wanted, gradients)
-        products.add_input_gradients(dx, x_memory)
-        products.add_recurrent_gradients(h_prev)
+        with stage("recurrence", shape):
+            run.launch(values)
+        with stage("gradients", shape):
+            products = Products(layout, part, tape, dz, wanted, gradients)
+            products.add_input_gradients(dx, x_memory)
+            products.add_recurrent_gradients(h_prev)
     return dh, dc
 
 

@@ -10,6 +10,7 @@ from cupy_lstm.backend import Array, array_module
 from cupy_lstm.kernels import SCALARS, VECTOR_BYTES, Kernel, Strided
 from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.plan import NO_TAPE
+from cupy_lstm.ranges import each_step, stage
 from cupy_lstm.steps import Directions
 
 ROWS = (1, 4, 8)
@@ -47,10 +48,11 @@ def forward(
     lengths = None if lengths is None else xp.ascontiguousarray(lengths, dtype="int64")
     before = _readable(xp.ascontiguousarray(states[0])), xp.ascontiguousarray(states[1])
     turns = [(xp.empty_like(before[0]), xp.empty_like(before[1])) for _ in steps[:2]]
-    for n, step in enumerate(steps):
-        after = turns[n % 2]
-        layer.run(x, before, after, y=y, cells=cells, lengths=lengths, step=step)
-        before = after
+    with stage("recurrence", layer_shape(T, B, weights)):
+        for n, step in enumerate(each_step(steps)):
+            after = turns[n % 2]
+            layer.run(x, before, after, y=y, cells=cells, lengths=lengths, step=step)
+            before = after
     return before if steps else (states[0].copy(), states[1].copy()), None
 
 

@@ -15,6 +15,7 @@ from cupy_lstm.backend import Array, array_module, sum_dtype
 from cupy_lstm.gates import gates_for
 from cupy_lstm.gemm import matmul, matmul_add
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
+from cupy_lstm.ranges import each_step, stage
 from cupy_lstm.steps import Directions, copy_where, gather, padding_mask, scatter, scatter_add
 from cupy_lstm.workspace import PRODUCT_BYTES
 
@@ -93,28 +94,31 @@ def forward(
     """
     T, B = x.shape[:2]
     steps = range(T) if steps is None else steps
-    _, _, I, H, P, D = layer_shape(T, B, weights)  # noqa: E741
+    shape = layer_shape(T, B, weights)
+    _, _, I, H, P, D = shape  # noqa: E741
     xp, n = array_module(x), min(chunk, len(steps))
     kept = len(steps) if keep else n
     z_kept = xp.empty((D, kept, B, 4 * H), sum_dtype(x.dtype))
     c_kept = xp.empty((D, kept + 1, B, H), sum_dtype(x.dtype))
     h_chunk = xp.empty((D, n + 1, B, P), x.dtype)
     x_chunk = xp.empty((D, n, B, I), x.dtype)
-    recurrence = _Recurrence(weights, layer_shape(T, B, weights), n)
+    recurrence = _Recurrence(weights, shape, n)
     bias = _bias_sum(weights)
     h, c = states[0].copy(), states[1].copy()
     for start in range(0, len(steps), n or 1):
         part = steps[start : start + n]
         first, k = start if keep else 0, len(part)
         padding = padding_mask(lengths, part, T, reverse)
-        inputs = gather(x, part, reverse, padding, out=x_chunk[:, :k])
         z, c_steps = z_kept[:, first : first + k], c_kept[:, first : first + k + 1]
         h_steps = h_chunk[:, : k + 1]
         h_steps[:, 0], c_steps[:, 0] = h, c
-        matmul(_rows(inputs), weights.weight_ih.swapaxes(1, 2), out=_rows(z))
-        if bias is not None:
-            xp.add(z, bias, out=z)
-        recurrence.run(z, h_steps, c_steps, padding)
+        with stage("input projection", shape):
+            inputs = gather(x, part, reverse, padding, out=x_chunk[:, :k])
+            matmul(_rows(inputs), weights.weight_ih.swapaxes(1, 2), out=_rows(z))
+            if bias is not None:
+                xp.add(z, bias, out=z)
+        with stage("recurrence", shape):
+            recurrence.run(z, h_steps, c_steps, padding)
         scatter(h_steps[:, 1:], part, reverse, padding, out=y)
         if cells is not None:
             scatter(c_steps[:, 1:], part, reverse, padding, out=cells)
@@ -142,7 +146,7 @@ class _Recurrence:
         """Run over z [D,n,B,4H]; h [D,n+1,B,P] and c [D,n+1,B,H] hold the state at 0."""
         # Gates that are shut or wide open overflow and underflow to the right values.
         with numpy.errstate(over="ignore", under="ignore"):
-            for s in range(z.shape[1]):
+            for s in each_step(range(z.shape[1])):
                 h_prev, h_next = h[:, s], h[:, s + 1]
                 held = None if padding is None else padding[:, s]
                 matmul_add(h_prev, self.weight_hh, z[:, s], self.product)
@@ -231,7 +235,7 @@ class _Backward:
         self.wanted, self.gradients = wanted, gradients
         xp, dtype, sums = array_module(tape.x), tape.x.dtype, sum_dtype(tape.x.dtype)
         T, B = tape.x.shape[:2]
-        shape = layer_shape(T, B, tape.weights)
+        self.shape = shape = layer_shape(T, B, tape.weights)
         _, _, I, H, P, D = shape  # noqa: E741
         self.n = n = min(tape.chunk, len(tape.steps))
         self.gates = gates_for(shape, n, tape.x)
@@ -259,7 +263,8 @@ class _Backward:
         for start in reversed(range(0, len(tape.steps), self.n or 1)):
             part = tape.steps[start : start + self.n]
             padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
-            h_prev = self.prepare(start, len(part), padding)
+            with stage("recomputation", self.shape):
+                h_prev = self.prepare(start, len(part), padding)
             dh_steps, dcell_steps = self.dh_steps[:, : len(part)], None
             if dy is None:
                 dh_steps[...] = 0
@@ -268,9 +273,11 @@ class _Backward:
             if dcells is not None and self.dcells is not None:
                 dcell_steps = self.dcells[:, : len(part)]
                 gather(dcells, part, tape.reverse, padding, out=dcell_steps)
-            self.recur(dh_steps, dcell_steps, padding)
+            with stage("recurrence", self.shape):
+                self.recur(dh_steps, dcell_steps, padding)
             self.add_input_gradients(part, padding, dx)
-            self.add_recurrent_gradients(h_prev, self.rounded_dh[:, : len(part)])
+            with stage("weight gradients", self.shape):
+                self.add_recurrent_gradients(h_prev, self.rounded_dh[:, : len(part)])
 
     def prepare(self, start: int, k: int, padding: Array | None) -> Array:
         """Go to the chunk of k steps from `start`; return h before each step [D,k,B,P].
@@ -306,7 +313,7 @@ class _Backward:
         """Run the recurrence back over the chunk."""
         xp, weights = array_module(dh_steps), self.weights
         weight_hh, weight_ho = weights.weight_hh, weights.weight_ho
-        for s in reversed(range(dh_steps.shape[1])):
+        for s in each_step(reversed(range(dh_steps.shape[1]))):
             dh = dh_steps[:, s]
             dcells = None if dcell_steps is None else dcell_steps[:, s]
             if weight_ho is None:
@@ -325,11 +332,13 @@ class _Backward:
         """Add what the chunk's dz means for weight_ih and for the input."""
         tape, x_steps, dz = self.tape, self.x[:, : len(part)], self.gates.dz
         if self.wanted.weight_ih is not None:
-            x = gather(tape.x, part, tape.reverse, padding, out=x_steps)
-            self._add_product(dz, x, self.wanted.weight_ih, self.gradients.weight_ih)
+            with stage("weight gradients", self.shape):
+                x = gather(tape.x, part, tape.reverse, padding, out=x_steps)
+                self._add_product(dz, x, self.wanted.weight_ih, self.gradients.weight_ih)
         if dx is not None:
-            matmul(_rows(dz), self.weights.weight_ih, out=_rows(x_steps))
-            scatter_add(x_steps, part, tape.reverse, out=dx)
+            with stage("input gradient", self.shape):
+                matmul(_rows(dz), self.weights.weight_ih, out=_rows(x_steps))
+                scatter_add(x_steps, part, tape.reverse, out=dx)
 
     def add_recurrent_gradients(self, h_prev: Array, dh: Array) -> None:
         """Add what the chunk's dz, h before and dh after each step mean for the other weights."""

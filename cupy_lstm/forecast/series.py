@@ -14,6 +14,7 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.spacing import Spacing, infer_spacing, show_time
+from cupy_lstm.ranges import stage
 
 if TYPE_CHECKING:
     import pandas
@@ -77,16 +78,17 @@ def built_in_series(name: str) -> Series:
         measurement, all before 1965, are filled in linearly.
     """
     time, target, description = BUILT_IN[name]
-    if name == "co2":
-        from statsmodels.datasets import co2
+    with stage("data loading"):
+        if name == "co2":
+            from statsmodels.datasets import co2
 
-        monthly = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
-        table = monthly.rename(target).rename_axis(time).reset_index()
-    else:
-        from statsmodels.datasets import sunspots
+            monthly = co2.load_pandas().data["co2"].resample("MS").mean().interpolate()
+            table = monthly.rename(target).rename_axis(time).reset_index()
+        else:
+            from statsmodels.datasets import sunspots
 
-        table = sunspots.load_pandas().data.set_axis([time, target], axis="columns")
-    return series_of(table, description, time, (target,))
+            table = sunspots.load_pandas().data.set_axis([time, target], axis="columns")
+        return series_of(table, description, time, (target,))
 
 
 def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
@@ -106,7 +108,8 @@ def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
     DataError
         If the file cannot be read, or as `series_of`.
     """
-    return series_of(_read_table(path), str(path), time, columns)
+    with stage("data loading"):
+        return series_of(_read_table(path), str(path), time, columns)
 
 
 def series_of(table: "pandas.DataFrame", source: str, time: str, columns: Sequence[str]) -> Series:

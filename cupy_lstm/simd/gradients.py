@@ -112,9 +112,10 @@ class Products:
                 # Behind the sums, whose parts are fixed: it evens out what they left uneven.
                 for part, call in zip(parts, calls, strict=True):
                     part.append(call)
-                self.stages.add(parts)
+                self.stages.add("gradients", parts)
                 parts = [[] for _ in parts]
-        self.stages.add([part + more for part, more in zip(parts, sums.additions(), strict=True)])
+        parts = [part + more for part, more in zip(parts, sums.additions(), strict=True)]
+        self.stages.add("gradients", parts)
 
     def finish(self) -> None:
         """Add what kernels could not write themselves."""
@@ -175,7 +176,7 @@ class Products:
                     chunk=SLOTS_AT_ONCE,
                 )
                 part.append((project, layout.lanes, job))
-        self.stages.add(parts, self, weight_ho, outputs, scratch)
+        self.stages.add("recomputation", parts, self, weight_ho, outputs, scratch)
         return outputs
 
     def places(

@@ -1,13 +1,15 @@
 """The stages of a call: what each thread does, one stage after the other, in one go.
 
 Waking a thread takes as long as thousands of multiply-adds, so threads are woken once a call. They
-begin a stage together, when each has ended the one before.
+begin a stage together, when each has ended the one before. Only where a profiler wants to see the
+stages is each run on its own.
 """
 
 from collections.abc import Sequence
 
 import numpy
 
+from cupy_lstm.ranges import detailed, stage
 from cupy_lstm.simd.barrier import meet_others
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Layout, address
@@ -27,12 +29,12 @@ class Stages:
 
     def __init__(self, layout: Layout, crew: Crew) -> None:
         self.layout, self.crew = layout, crew
-        self._stages: list[list[Sequence[Call]]] = []
+        self._stages: list[tuple[str, list[Sequence[Call]]]] = []
         self._alive: list[object] = []
 
-    def add(self, parts: Sequence[Sequence[Call]], *alive: object) -> None:
+    def add(self, name: str, parts: Sequence[Sequence[Call]], *alive: object) -> None:
         """Add a stage of one part a thread, and what its memory belongs to."""
-        self._stages.append([part for part in parts if part])
+        self._stages.append((name, [part for part in parts if part]))
         self.keep(*alive)
 
     def keep(self, *alive: object) -> None:
@@ -41,15 +43,25 @@ class Stages:
 
     def run(self) -> None:
         """Run all stages."""
-        team = max(map(len, self._stages), default=0)
+        if detailed():
+            for name, parts in self._stages:
+                with stage(name, self.layout.shape):
+                    self._run([parts])
+        else:
+            with stage("sweep", self.layout.shape):
+                self._run([parts for _, parts in self._stages])
+        self._stages, self._alive = [], []
+
+    def _run(self, stages: Sequence[Sequence[Sequence[Call]]]) -> None:
+        """Run some stages in one go."""
+        team = max(map(len, stages), default=0)
         threads: list[list[Call]] = [[] for _ in range(team)]
         meeting, lanes = numpy.zeros(1, "int64"), self.layout.lanes
-        for number, stage in enumerate(self._stages):
+        for number, parts in enumerate(stages):
             if number and team > 1:
                 here = (kernel(meet_others, lanes), lanes, address(meeting), team * number)
                 for calls in threads:
                     calls.append(here)
-            for calls, part in zip(threads, stage, strict=False):
+            for calls, part in zip(threads, parts, strict=False):
                 calls.extend(part)
         self.crew.run(threads, (meeting, *self._alive))
-        self._stages, self._alive = [], []

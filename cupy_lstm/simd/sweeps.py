@@ -101,7 +101,7 @@ class ForwardSweep:
                 self.job(share, x, outputs, kept, m, chunk, scratch, barriers) for share in shares
             ]
             parts.append([(sweep, layout.lanes, job) for job in jobs])
-        stages.add(parts, self, x, outputs, kept, m, scratch, barriers)
+        stages.add("recurrence", parts, self, x, outputs, kept, m, scratch, barriers)
         stages.run()
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
@@ -261,7 +261,8 @@ class BackwardSweep:
                 )
                 part.append((sweep, layout.lanes, job))
             parts.append(part)
-        stages.add(parts, self, weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers)
+        alive = weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers
+        stages.add("recurrence", parts, self, *alive)
 
     def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
         """Return what a thread does of one direction, but for the memory of the call."""

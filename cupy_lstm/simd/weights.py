@@ -90,7 +90,7 @@ class Packing:
 
     def finish(self) -> None:
         """Make what was asked for a stage."""
-        self._stages.add(self._parts, *self._arrays)
+        self._stages.add("packing", self._parts, *self._arrays)
 
     def _divide(
         self,

@@ -1,0 +1,1 @@
+"""A study: points of a grid, what is measured of each, and the pictures of all."""
