@@ -1,0 +1,90 @@
+"""Host arrays from whatever other libraries call a tensor."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import HostArray, is_array, to_host
+
+
+def host_array(argument: str, value: Any) -> HostArray:
+    """Return the values of an array or tensor on the host, from whatever device.
+
+    Parameters
+    ----------
+    argument : str
+        What it is called, for the message.
+    value : array or tensor
+        Of NumPy, CuPy, PyTorch, Paddle, TensorFlow or Keras.
+
+    Raises
+    ------
+    TypeError
+        If it is none of these.
+    """
+    if is_array(value):
+        return to_host(value)
+    if hasattr(value, "detach") and hasattr(value, "cpu"):  # PyTorch and Paddle
+        value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":
+            import ml_dtypes
+
+            return numpy.asarray(value.float().numpy().astype(ml_dtypes.bfloat16))
+    if hasattr(value, "numpy"):
+        value = value.numpy()
+    elif hasattr(value, "__array__"):
+        value = numpy.asarray(value)
+    if not isinstance(value, numpy.ndarray):
+        raise TypeError(f"{argument} must be an array or a tensor, received {type(value).__name__}")
+    return value
+
+
+def host_state(argument: str, state: Any, prefix: str = "") -> dict[str, HostArray]:
+    """Return the values of a module, or of a mapping of names to tensors, on the host.
+
+    Parameters
+    ----------
+    argument : str
+        What it is called, for the message.
+    state : mapping of str to tensor, or something with a `state_dict`
+        Such as a module of PyTorch or Paddle.
+    prefix : str
+        Names that begin so are taken, without it; all others are passed over.
+
+    Raises
+    ------
+    TypeError
+        If it is neither, or a value is no tensor.
+    """
+    if hasattr(state, "state_dict"):
+        state = state.state_dict()
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"{argument} must be a module or a mapping of names to tensors, received "
+            f"{type(state).__name__}: read a safetensors file with load_state_dict first"
+        )
+    return {
+        name.removeprefix(prefix): host_array(f"{argument}[{name!r}]", value)
+        for name, value in state.items()
+        if isinstance(name, str) and name.startswith(prefix)
+    }
+
+
+def host_weights(layer: Any) -> dict[str, HostArray]:
+    """Return the weights of an LSTM by name, on the host; an absent bias is zero.
+
+    It is zero where another one is there: what has no bias at all has none here either.
+    """
+    weights = {name: to_host(weight) for name, weight in layer.state_dict().items()}
+    if layer.bias_ih_l0 is layer.bias_hh_l0:  # both are None
+        return weights
+    complete: dict[str, HostArray] = {}
+    for name, weight in weights.items():
+        complete[name] = weight
+        kind, _, place = name.partition("_l")
+        if kind == "weight_hh":
+            for bias in ("bias_ih", "bias_hh"):
+                zero = numpy.zeros(weight.shape[:1], weight.dtype)
+                complete[f"{bias}_l{place}"] = weights.get(f"{bias}_l{place}", zero)
+    return complete
