@@ -141,17 +141,19 @@ def _named_as_here(state: dict[str, HostArray], origin: str) -> dict[str, HostAr
 
 
 def _meant(flat: dict[str, HostArray]) -> dict[str, HostArray]:
-    """Return flat names with the weights they mean, as Paddle gave them out."""
-    if not {"weight_ih_l0", "weight_hh_l0"} <= flat.keys():
-        return flat  # the error is found later
+    """Return flat names with the weights they mean, as Paddle gave them out.
+
+    What is no such row of names is returned as it is; what is wrong with it is found later.
+    """
     kinds = [kind for kind in KINDS if f"{kind}_l0" in flat]
     cells = list(dict.fromkeys(name.partition("_l")[2] for name in flat))
     cells.sort(key=lambda place: (int(place.removesuffix("_reverse")), place))
-    H, P = flat["weight_ih_l0"].shape[0] // 4, flat["weight_hh_l0"].shape[-1]
-    biased = len(kinds) > 2  # a cell without one bias still holds it
-    held = ["weight_ih", "weight_hh", *["bias_ih", "bias_hh"] * biased, *["weight_ho"] * (P != H)]
     given = [f"{kind}_l{place}" for place in cells for kind in kinds]
-    meant = [f"{kind}_l{place}" for place in cells for kind in held]
-    if "weight_ho" in kinds or not flat.keys() <= set(given):
+    weight_hh = flat.get("weight_hh_l0")  # a name that is always right, as the one before it
+    if weight_hh is None or weight_hh.ndim != 2 or not flat.keys() <= set(given):
         return flat
+    projection = ["weight_ho"] if len(weight_hh) != 4 * weight_hh.shape[1] else []
+    biases = ["bias_ih", "bias_hh"] if len(kinds) > 2 else []  # a cell without one still holds it
+    held = ["weight_ih", "weight_hh", *biases, *projection]
+    meant = [f"{kind}_l{place}" for place in cells for kind in held]
     return {right: flat[name] for name, right in zip(given, meant, strict=False) if name in flat}

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 FOLDER = Path(__file__).parent
-T, B, I, H, P = 5, 2, 3, 4, 2
+T, B, I, H, P = 5, 2, 3, 4, 2  # noqa: E741
 
 
 def drawn(*shape, rng=np.random.default_rng(2026)):  # noqa: B008 - one stream for all files
