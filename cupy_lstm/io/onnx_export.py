@@ -36,8 +36,8 @@ def to_onnx(
 
     Any number of rows and steps may go in. The inputs and outputs are those of a call in
     evaluation mode, in the layout of `lstm`: ``inputs`` in; ``outputs``, ``h`` and ``c`` out. A row
-    of length 0 keeps its initial states, which the operator leaves open, and a bias that is absent
-    beside one that is there becomes zero.
+    of length 0 keeps its initial states, for which the model has nodes of its own, and a bias that
+    is absent beside one that is there becomes zero.
 
     Parameters
     ----------
@@ -74,7 +74,7 @@ def to_onnx(
     if sequence_length:
         given = graph.input("sequence_length", ("batch",), onnx.TensorProto.INT64)
         lengths = graph.node("Cast", given, to=onnx.TensorProto.INT32)
-    initial = _split(graph, states, L, D)
+    initial, zero = _split(graph, states, L, D), numpy.array(0, lstm.dtype)
     finals = []
     for k in range(L):
         weights = _onnx_weights(lstm, k)
@@ -101,8 +101,9 @@ def to_onnx(
     graph.output(x, "outputs", (*rows, D * H))
     for index, name in enumerate(("h", "c")):
         final = graph.node("Concat", *(pair[index] for pair in finals), axis=0)
-        if states and lengths:
-            final = graph.node("Where", _is_empty(graph, lengths), states[index], final)
+        if lengths:  # what a row of length 0 ends with, the operator leaves open
+            initially = states[index] if states else graph.constant("none", zero)
+            final = graph.node("Where", _is_empty(graph, lengths), initially, final)
         graph.output(final, name, (L * D, "batch", H))
     write_whole(Path(path), graph.as_bytes(configuration_as_json(lstm)))
 

@@ -149,8 +149,8 @@ def _weight(
     if value is None:
         raise ValueError(f"its {letter} ({name!r}) is no constant, but is computed in the graph")
     fits = value.shape == shape if shape else value.ndim == 3 and value.shape[0] == D
-    if not fits:
-        wanted = list(shape) if shape else f"[{D}, any, any]"
+    if not (fits and value.size):
+        wanted = list(shape) if shape else f"[{D}, any, any], none of them 0"
         raise ValueError(f"its {letter} has shape {list(value.shape)}, but must have {wanted}")
     return value
 
