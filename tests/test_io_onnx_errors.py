@@ -6,10 +6,11 @@ import numpy as np
 import onnx
 import pytest
 from face import raised
+from interop_files import FOLDER
 from onnx_files import File, weights_of
 
 from cupy_lstm import LSTM
-from cupy_lstm.io import from_onnx, to_onnx
+from cupy_lstm.io import from_onnx, load_state_dict, to_onnx
 
 
 @pytest.fixture
@@ -177,7 +178,7 @@ OTHERS = {
     "a circle": (circle, "its input comes after it"),
     "doubling": (doubled_again_and_again, "far more would be made of its constants than it holds"),
     "sharing": (shared_by_very_many, "far more would be made of its constants than it holds"),
-    "W of two axes": (with_weights(W[0], R), "its W has shape [16, 3], but must have [1, any, any], none"),
+    "W of two axes": (with_weights(W[0], R), "its W has shape [16, 3], but must have [1, any, "),
     "W of two directions": (with_weights(np.tile(W, (2, 1, 1)), R), "its W has shape [2, 16, 3]"),
     "W of other gates": (with_weights(W[:, :12], R), "W has shape [1, 12, 3] and R [1, 16, 4]"),
     "R of other columns": (with_weights(W, R[:, :, :3], hidden_size=4), "R [1, 16, 3], but they"),
@@ -330,3 +331,20 @@ def test_only_what_is_needed_is_read(secret):
     other.name, other.external_data[0].value = "other", "../secret"
     path.write_bytes(model.SerializeToString())
     assert from_onnx(path).input_size == 3
+
+
+@pytest.mark.parametrize("name", ["torch_traced.onnx", "keras_bi2.onnx", "torch_bi2.safetensors"])
+def test_changed_bytes_are_read_or_refused(tmp_path, name):
+    """Whatever bytes change, nothing but a ValueError comes of it."""
+    original, read = (FOLDER / name).read_bytes(), (from_onnx, load_state_dict)[".s" in name]
+    rng, refusals = np.random.default_rng(0), 0
+    for _ in range(150):
+        contents = np.frombuffer(original, "u1").copy()
+        places = rng.integers(0, len(contents), rng.integers(1, 6))
+        contents[places] = rng.integers(0, 256, len(places))
+        (tmp_path / name).write_bytes(contents.tobytes())
+        try:
+            read(tmp_path / name)
+        except ValueError:
+            refusals += 1
+    assert 0 < refusals < 150

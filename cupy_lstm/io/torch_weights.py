@@ -76,8 +76,7 @@ def to_torch(lstm: LSTM) -> Any:
     """
     torch = optional_module("torch", "to_torch", "torch")
     dtype = getattr(torch, lstm.dtype.name)
-    module = torch.nn.utils.skip_init(
-        torch.nn.LSTM,
+    module = torch.nn.LSTM(
         lstm.input_size,
         lstm.hidden_size,
         lstm.num_layers,
@@ -87,7 +86,8 @@ def to_torch(lstm: LSTM) -> Any:
         bidirectional=lstm.num_directions == 2,
         proj_size=lstm.proj_size,
         dtype=dtype,
-    )
+        device="meta",  # where nothing is drawn
+    ).to_empty(device="cpu")
     module.load_state_dict(
         {
             # PyTorch does not know NumPy's bfloat16; float32 holds every value of it.
