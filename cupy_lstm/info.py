@@ -26,6 +26,7 @@ OPTIONAL = {
     "cuda12x": ("ml_dtypes",),
     "fast": ("numba",),
     "forecast": ("pandas", "matplotlib", "tqdm", "safetensors", "statsmodels", "pyarrow"),
+    "io": ("onnx",),
 }
 """The extras a user may want and what they bring, beside CuPy itself."""
 
