@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray, is_array, to_host
+from cupy_lstm.lstm import LSTM
 
 
 def host_array(argument: str, value: Any) -> HostArray:
@@ -71,13 +72,22 @@ def host_state(argument: str, state: Any, prefix: str = "") -> dict[str, HostArr
     }
 
 
-def host_weights(layer: Any) -> dict[str, HostArray]:
+def require_no_half_type(lstm: LSTM, why: str) -> None:
+    """Raise a ValueError if an LSTM is of a half type, which somebody else has not."""
+    if lstm.dtype.itemsize == 2:
+        raise ValueError(
+            f"lstm has dtype {lstm.dtype}, but {why}: convert a copy of it with "
+            ".to(dtype='float32')"
+        )
+
+
+def host_weights(lstm: LSTM) -> dict[str, HostArray]:
     """Return the weights of an LSTM by name, on the host; an absent bias is zero.
 
     It is zero where another one is there: what has no bias at all has none here either.
     """
-    weights = {name: to_host(weight) for name, weight in layer.state_dict().items()}
-    if layer.bias_ih_l0 is layer.bias_hh_l0:  # both are None
+    weights = {name: to_host(weight) for name, weight in lstm.state_dict().items()}
+    if lstm.bias_ih_l0 is lstm.bias_hh_l0:  # both are None
         return weights
     complete: dict[str, HostArray] = {}
     for name, weight in weights.items():

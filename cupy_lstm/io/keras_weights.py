@@ -10,7 +10,7 @@ from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import assembled_lstm
-from cupy_lstm.io.host import host_array, host_weights
+from cupy_lstm.io.host import host_array, host_weights, require_no_half_type
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 
@@ -76,7 +76,7 @@ def to_keras(lstm: LSTM) -> Any:
     Parameters
     ----------
     lstm : LSTM
-        Without projection; a GPU is waited for.
+        float32 or float64, without projection; a GPU is waited for.
 
     Returns
     -------
@@ -88,10 +88,11 @@ def to_keras(lstm: LSTM) -> Any:
     ImportError
         If Keras, or its backend, is not installed.
     ValueError
-        If there is a projection, which Keras has not.
+        If there is a projection, which Keras has not, or a half type.
     """
     if lstm.proj_size:
         raise ValueError(f"lstm has proj_size={lstm.proj_size}, but Keras has no projection")
+    require_no_half_type(lstm, "Keras would keep the cell states in it, too")
     keras = optional_module("keras", "to_keras", "keras")
     model = keras.Sequential([keras.layers.Input((None, lstm.input_size), dtype=lstm.dtype.name)])
     for arrays in keras_arrays(lstm):

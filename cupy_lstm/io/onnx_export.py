@@ -10,7 +10,7 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.configuration import FORMAT, configuration_as_json
 from cupy_lstm.io.files import write_whole
-from cupy_lstm.io.host import host_weights
+from cupy_lstm.io.host import host_weights, require_no_half_type
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.io.tensors import INSTALL
 from cupy_lstm.lstm import LSTM
@@ -113,11 +113,7 @@ def _require_expressible(lstm: LSTM) -> None:
         raise ValueError(
             f"lstm has proj_size={lstm.proj_size}, but the ONNX operator LSTM has no projection"
         )
-    if lstm.dtype.itemsize == 2:
-        raise ValueError(
-            f"lstm has dtype {lstm.dtype}, but is written as ONNX in float32 and float64 only: "
-            "convert a copy of it with .to(dtype='float32')"
-        )
+    require_no_half_type(lstm, "is written as ONNX in float32 and float64 only")
     size = sum(parameter.size * parameter.dtype.itemsize for parameter in lstm.parameters())
     if size > LARGEST:
         raise ValueError(f"lstm has {size} bytes of weights, but an ONNX file holds {LARGEST}")
