@@ -77,9 +77,14 @@ def test_a_file_is_converted_if_asked(path):
 def test_writing_is_whole_or_not_at_all(path, tmp_path, monkeypatch):
     save(LSTM(3, 4, seed=0), path)
     before = path.read_bytes()
-    monkeypatch.setattr("pathlib.Path.write_bytes", lambda *_: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
-        save(LSTM(3, 4, seed=1), path)
+
+    def until_the_disk_is_full(self, contents):
+        with self.open("wb") as file:
+            file.write(contents[:9])
+        raise OSError("no space left")
+
+    monkeypatch.setattr("pathlib.Path.write_bytes", until_the_disk_is_full)
+    raised(OSError, lambda: save(LSTM(3, 4, seed=1), path))
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
     monkeypatch.undo()

@@ -273,12 +273,18 @@ def test_weights_that_are_nodes(path):
     assert_layers(from_onnx(file.write()), (W, R))
 
 
-def test_backward_slices():
+def test_slices():
     array = np.arange(5)
-    for start, end, step in ((-1, -(2**31), -1), (3, 0, -1), (4, -9, -2), (1, 2**31, 2)):
+    for start, end, step, expected in (
+        (-1, -(2**31), -1, [4, 3, 2, 1, 0]),
+        (3, 0, -1, [3, 2, 1]),
+        (4, -9, -2, [4, 2, 0]),
+        (1, 2**31, 2, [1, 3]),
+    ):
         bounds = [np.array([v]) for v in (start, end, 0, step)]
-        expected = array[start : None if end < -5 else end : step]
-        assert np.array_equal(MOVES["Slice"]([array], bounds, {}), expected)
+        assert MOVES["Slice"]([array], bounds, {}).tolist() == expected
+    before_opset_10 = {"starts": [1], "ends": [3]}
+    assert MOVES["Slice"]([array], [], before_opset_10).tolist() == [1, 2]
 
 
 def test_gates_in_their_order():

@@ -208,9 +208,7 @@ def _sliced(data: Any, how: Any, attributes: Any) -> HostArray:
     steps = _integers(how, 3, attributes, "steps") or [1] * len(starts)
     where = [slice(None)] * data[0].ndim
     for axis, start, end, step in zip(axes, starts, ends, steps, strict=True):
-        # A backward slice ends before the first element where ONNX counts below it.
-        before = step < 0 and end < -data[0].shape[axis]
-        where[axis] = slice(start, None if before else end, step)
+        where[axis] = slice(start, end, step)
     return numpy.asarray(data[0][tuple(where)])
 
 
