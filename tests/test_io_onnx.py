@@ -88,6 +88,7 @@ def test_a_model_says_who_wrote_it_and_is_repeatable(path):
 
 
 def test_what_cannot_be_written(path, monkeypatch):
+    raised(TypeError, lambda: to_onnx(RNN, path))
     text = raised(ValueError, lambda: to_onnx(LSTM(3, 4, proj_size=2), path))
     assert text == "lstm has proj_size=2, but the ONNX operator LSTM has no projection"
     monkeypatch.setattr(onnx_export, "LARGEST", 100)

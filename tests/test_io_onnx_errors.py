@@ -160,6 +160,8 @@ OTHERS = {
     ),
     "too few functions": (with_attributes(activations=["Tanh"]), "its activations are ['Tanh']"),
     "a direction": (with_attributes(direction="up"), "its direction is 'up'"),
+    "a direction that is a list": (with_attributes(direction=["up"]), "the LSTM 'LSTM0.0': "),
+    "one function": (with_attributes(activations=3), "the LSTM 'LSTM0.0': "),
     "initial h": (with_inputs(h=np.ones((1, 2, 4), "f4")), "it fixes an initial h, which is given"),
     "initial c": (with_inputs(c=np.ones((1, 2, 4), "f4")), "it fixes an initial c, which is given"),
     "a projection of torch": (

@@ -348,6 +348,12 @@ def test_what_others_have_not():
     assert "Keras has no projection" in raised(ValueError, lambda: to_keras(projected))
 
 
+@pytest.mark.parametrize("write", [to_torch, to_paddle, to_keras])
+def test_what_is_no_lstm(write):
+    text = raised(TypeError, lambda: write(LSTMCell))
+    assert text == "lstm must be a cupy_lstm.LSTM, received type"
+
+
 @pytest.mark.parametrize(
     ("write", "package"), [(to_torch, "torch"), (to_paddle, "paddlepaddle"), (to_keras, "keras")]
 )

@@ -72,6 +72,12 @@ def host_state(argument: str, state: Any, prefix: str = "") -> dict[str, HostArr
     }
 
 
+def require_lstm(lstm: object) -> None:
+    """Raise a TypeError unless it is an LSTM of this package."""
+    if not isinstance(lstm, LSTM):
+        raise TypeError(f"lstm must be a cupy_lstm.LSTM, received {type(lstm).__name__}")
+
+
 def require_no_half_type(lstm: LSTM, why: str) -> None:
     """Raise a ValueError if an LSTM is of a half type, which somebody else has not."""
     if lstm.dtype.itemsize == 2:

@@ -10,7 +10,7 @@ from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import assembled_lstm
-from cupy_lstm.io.host import host_array, host_weights, require_no_half_type
+from cupy_lstm.io.host import host_array, host_weights, require_lstm, require_no_half_type
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 
@@ -85,11 +85,14 @@ def to_keras(lstm: LSTM) -> Any:
 
     Raises
     ------
+    TypeError
+        If `lstm` is none.
     ImportError
         If Keras, or its backend, is not installed.
     ValueError
         If there is a projection, which Keras has not, or a half type.
     """
+    require_lstm(lstm)
     if lstm.proj_size:
         raise ValueError(f"lstm has proj_size={lstm.proj_size}, but Keras has no projection")
     require_no_half_type(lstm, "Keras would keep the cell states in it, too")

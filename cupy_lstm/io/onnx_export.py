@@ -10,7 +10,7 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.configuration import FORMAT, configuration_as_json
 from cupy_lstm.io.files import write_whole
-from cupy_lstm.io.host import host_weights, require_no_half_type
+from cupy_lstm.io.host import host_weights, require_lstm, require_no_half_type
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.io.tensors import INSTALL
 from cupy_lstm.lstm import LSTM
@@ -53,6 +53,8 @@ def to_onnx(
 
     Raises
     ------
+    TypeError
+        If `lstm` is none.
     ImportError
         If onnx is not installed.
     OSError
@@ -60,6 +62,7 @@ def to_onnx(
     ValueError
         If there is a projection or a half type, or the weights take more than 2 GiB.
     """
+    require_lstm(lstm)
     onnx = optional_module("onnx", "to_onnx", INSTALL)
     _require_expressible(lstm)
     graph = _Graph(onnx, lstm.dtype)

@@ -85,12 +85,13 @@ def from_onnx(
     weights: dict[str, HostArray] = {}
     for k, layer in enumerate(layers):
         weights |= layer.named(k, biased)
+    if layers[0].reverse == (True,):
+        return _reading_from_the_end(assembled_lstm(weights, origin, xp=xp, dtype=dtype))
     metadata = {entry.key: entry.value for entry in model.metadata_props}
     if FORMAT in metadata:
         read = parsed_configuration(metadata[FORMAT], origin)
         return restored_lstm(read, _with_biases(weights, read), origin, xp, dtype)
-    lstm = assembled_lstm(weights, origin, xp=xp, dtype=dtype)
-    return _reading_from_the_end(lstm) if layers[0].reverse == (True,) else lstm
+    return assembled_lstm(weights, origin, xp=xp, dtype=dtype)
 
 
 def _stacks(graph: Graph, layers: list[LSTMNode]) -> list[list[LSTMNode]]:

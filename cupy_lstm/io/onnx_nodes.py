@@ -93,7 +93,7 @@ def _read(graph: Graph, node: Any) -> LSTMNode:
     """Read one node; whatever is wrong is an error with its name."""
     try:
         return _checked(graph, node)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:  # attributes may be of any type
         raise ValueError(f"the LSTM {describe(node)}: {error}") from None
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import FLAT_NAME, assembled_lstm
-from cupy_lstm.io.host import host_state, host_weights, require_no_half_type
+from cupy_lstm.io.host import host_state, host_weights, require_lstm, require_no_half_type
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.weights import KINDS
@@ -77,11 +77,14 @@ def to_paddle(lstm: LSTM) -> Any:
 
     Raises
     ------
+    TypeError
+        If `lstm` is none.
     ImportError
         If Paddle is not installed.
     ValueError
         If the dtype is a half type, which Paddle's LSTM does not compute.
     """
+    require_lstm(lstm)
     require_no_half_type(lstm, "Paddle's LSTM computes float32 and float64 only")
     paddle = optional_module("paddle", "to_paddle", "paddlepaddle")
     zero = paddle.nn.initializer.Constant(0.0)  # overwritten below: nothing is drawn

@@ -5,7 +5,7 @@ from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import assembled_lstm
-from cupy_lstm.io.host import host_state, host_weights
+from cupy_lstm.io.host import host_state, host_weights, require_lstm
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 
@@ -71,9 +71,12 @@ def to_torch(lstm: LSTM) -> Any:
 
     Raises
     ------
+    TypeError
+        If `lstm` is none.
     ImportError
         If PyTorch is not installed.
     """
+    require_lstm(lstm)
     torch = optional_module("torch", "to_torch", "torch")
     dtype = getattr(torch, lstm.dtype.name)
     module = torch.nn.LSTM(
