@@ -238,7 +238,7 @@ def test_keras_of_its_own_making(keras):
 
 
 @pytest.mark.parametrize("lengths", [None, (5, 0, 2)], ids=["", "lengths"])
-@unprojected
+@every_case
 def test_onnx_runtime(onnxruntime, tmp_path, case, lengths):
     pytest.importorskip("onnx", reason="onnx is not installed: not tried live")
     single, double, arrays = pair(case)

@@ -22,6 +22,9 @@ WRITTEN = [
     Case("onnx-bidirectional", bidirectional=True, bias_ih=False),
     Case("onnx-2-layers-bidirectional", L=2, bidirectional=True, time_major=True),
     Case("onnx-no-bias", L=2, bias_ih=False, bias_hh=False),
+    Case("onnx-projection", P=2, time_major=True),
+    Case("onnx-projection-2-layers-bidirectional", P=5, L=2, bidirectional=True, bias_hh=False),
+    Case("onnx-projection-no-bias", P=1, bidirectional=True, bias_ih=False, bias_hh=False),
 ]
 
 
@@ -41,27 +44,30 @@ def lstm_of(case, dtype="float32"):
 @pytest.mark.parametrize("states", [False, True], ids=["", "states"])
 @pytest.mark.parametrize("case", WRITTEN, ids=lambda case: case.id)
 def test_a_written_model_computes_the_same(path, case, states, lengths):
-    """Bit for bit, where both are the oracle: only the gates have other places."""
+    """Bit for bit, where both are the oracle; a projection computes under the rule."""
     lstm = lstm_of(case, "float64")
     to_onnx(lstm, path, initial_states=states, sequence_length=lengths)
     onnx.checker.check_model(str(path), full_check=True)
     for B, T in ((4, 6), (2, 3)):  # any number of rows and steps goes in
         x = normal(*((T, B) if case.time_major else (B, T)), case.I, dtype="f8")
-        inputs = {"inputs": x}
+        given, n = None, np.array([2, 0, T, 1][:B]) if lengths else None
+        inputs = {"inputs": x} | ({"sequence_length": n} if lengths else {})
         if states:
-            h0, c0 = (normal(case.L * case.D, B, case.H, dtype="f8", seed=s) for s in (1, 2))
-            inputs |= {"h0": h0, "c0": c0}
-        if lengths:
-            inputs["sequence_length"] = np.array([2, 0, T, 1][:B])
-        truth = naive_outputs(
-            lstm, x, (h0, c0) if states else None, inputs.get("sequence_length"), np.float64
-        )
-        for actual, expected in zip(run(path, **inputs), (truth.y, truth.h, truth.c), strict=True):
-            assert np.array_equal(actual, expected)
+            sizes = (case.P or case.H, case.H)
+            given = [normal(case.L * case.D, B, size, dtype="f8", seed=size) for size in sizes]
+            inputs |= dict(zip(("h0", "c0"), given, strict=True))
+        naive = naive_outputs(lstm, x, given, n, np.float64)
+        outputs = dict(zip("yhc", run(path, **inputs), strict=True))
+        if case.P:
+            truth = naive_outputs(lstm, x, given, n, np.longdouble)
+            for name, actual in outputs.items():
+                assert_within_rule(name, actual, getattr(truth, name), getattr(naive, name))
+        else:
+            assert all(np.array_equal(a, getattr(naive, name)) for name, a in outputs.items())
 
 
 @pytest.mark.parametrize(
-    "case", [case for case in CONFIGURATIONS if not case.P], ids=lambda c: f"{c.L}{c.D}{c.bias_ih}"
+    "case", CONFIGURATIONS, ids=lambda c: f"{c.L}{c.P}{c.D}{c.bias_ih}{c.bias_hh}"
 )
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_written_model_comes_back(path, case, dtype):
@@ -89,8 +95,6 @@ def test_a_model_says_who_wrote_it_and_is_repeatable(path):
 
 def test_what_cannot_be_written(path, monkeypatch):
     raised(TypeError, lambda: to_onnx(RNN, path))
-    text = raised(ValueError, lambda: to_onnx(LSTM(3, 4, proj_size=2), path))
-    assert text == "lstm has proj_size=2, but the ONNX operator LSTM has no projection"
     monkeypatch.setattr(onnx_export, "LARGEST", 100)
     text = raised(ValueError, lambda: to_onnx(LSTM(3, 4), path))
     assert text == "lstm has 576 bytes of weights, but an ONNX file holds 100"

@@ -240,6 +240,18 @@ def test_a_configuration_that_contradicts_the_weights(path):
         entry.value = entry.value.replace(new, old) if new else entry.value
 
 
+def test_a_projection_that_contradicts_itself(path):
+    to_onnx(LSTM(3, 4, proj_size=2), path)
+    model = onnx.load(path)
+    (tensor,) = (t for t in model.graph.initializer if t.name == "weight_ho_l0")
+    tensor.name = "weight_ho_l1"
+    path.write_bytes(model.SerializeToString())
+    assert "weight_ho_l0 is missing" in refused(path)
+    del model.graph.initializer[:]
+    path.write_bytes(model.SerializeToString())
+    assert "it holds no weight of an LSTM" in refused(path)
+
+
 # --- external data -------------------------------------------------------------------------------
 
 

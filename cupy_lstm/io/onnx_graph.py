@@ -49,6 +49,11 @@ class Graph:
         self._read: dict[str, HostArray] = {}
         self._budget = 2**20
 
+    @property
+    def constants(self) -> list[str]:
+        """Names of the constants that the graph holds as such."""
+        return list(self._tensors)
+
     def attributes(self, node: Any) -> dict[str, Any]:
         """Return the attributes of a node by name; text as str."""
         found = {a.name: self._onnx.helper.get_attribute_value(a) for a in node.attribute}

@@ -11,7 +11,7 @@ import numpy
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.cell import LSTMCell
-from cupy_lstm.io.assembly import assembled_lstm
+from cupy_lstm.io.assembly import FLAT_NAME, assembled_lstm
 from cupy_lstm.io.configuration import FORMAT, parsed_configuration, restored_lstm
 from cupy_lstm.io.onnx_graph import Graph, Known
 from cupy_lstm.io.onnx_nodes import LSTMNode, lstm_nodes
@@ -37,7 +37,7 @@ def from_onnx(
     are the layers of one LSTM; a forward and a reverse node on the same input are its directions.
     What else the model computes is not read; initial states and lengths that it takes as inputs are
     given with each call here. A file of `to_onnx` gives layout, dropout and absent biases back,
-    too.
+    too, and a projection.
 
     Parameters
     ----------
@@ -74,22 +74,21 @@ def from_onnx(
         model = onnx.load(path, format="protobuf", load_external_data=False)
     except protobuf.DecodeError as error:
         raise ValueError(f"{origin} is no ONNX file, or a damaged one ({error})") from None
+    metadata = {entry.key: entry.value for entry in model.metadata_props}
+    read = parsed_configuration(metadata[FORMAT], origin) if FORMAT in metadata else None
     try:
         graph = Graph(onnx, model.graph, Path(path).parent)
-        layers = _chosen(_stacks(graph, lstm_nodes(graph)), stack)
-        arrays = [array for layer in layers for array in layer.weight_ih + layer.weight_hh]
-        graph.charge(sum(array.size for array in arrays))
+        layers = lstm_nodes(graph)
+        if read and not layers:  # `to_onnx` writes a projection as equations
+            weights = _parameters(graph)
+        else:
+            layers = _chosen(_stacks(graph, layers), stack)
+            weights = _named(graph, layers)
     except ValueError as error:
         raise ValueError(f"{origin}: {error}; nothing was loaded") from None
-    biased = any(layer.biases for layer in layers)
-    weights: dict[str, HostArray] = {}
-    for k, layer in enumerate(layers):
-        weights |= layer.named(k, biased)
-    if layers[0].reverse == (True,):
+    if layers and layers[0].reverse == (True,):
         return _reading_from_the_end(assembled_lstm(weights, origin, xp=xp, dtype=dtype))
-    metadata = {entry.key: entry.value for entry in model.metadata_props}
-    if FORMAT in metadata:
-        read = parsed_configuration(metadata[FORMAT], origin)
+    if read:
         return restored_lstm(read, _with_biases(weights, read), origin, xp, dtype)
     return assembled_lstm(weights, origin, xp=xp, dtype=dtype)
 
@@ -150,6 +149,23 @@ def _chosen(stacks: list[list[LSTMNode]], stack: int | None) -> list[LSTMNode]:
         f"it holds {len(stacks)} stacks of LSTM nodes ({held}): choose one with stack=, "
         f"received {stack!r}"
     )
+
+
+def _named(graph: Graph, layers: list[LSTMNode]) -> dict[str, HostArray]:
+    """Return copies of the weights of layers by the names they have here."""
+    arrays = [array for layer in layers for array in layer.weight_ih + layer.weight_hh]
+    graph.charge(sum(array.size for array in arrays))
+    biased = any(layer.biases for layer in layers)
+    weights: dict[str, HostArray] = {}
+    for k, layer in enumerate(layers):
+        weights |= layer.named(k, biased)
+    return weights
+
+
+def _parameters(graph: Graph) -> dict[str, HostArray]:
+    """Return the constants that have the names of weights."""
+    found = {name: graph.constant(name) for name in graph.constants if FLAT_NAME.fullmatch(name)}
+    return {name: weight for name, weight in found.items() if weight is not None}
 
 
 def _with_biases(weights: dict[str, HostArray], read: dict[str, Any]) -> dict[str, HostArray]:
