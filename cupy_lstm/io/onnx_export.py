@@ -32,11 +32,12 @@ def to_onnx(
 ) -> None:
     """Write an LSTM as an ONNX model, complete or not at all.
 
-    Any number of rows and steps may go in, though onnxruntime 1.31 fails on none. The inputs and outputs are those of a call in
-    evaluation mode, in the layout of `lstm`: ``inputs`` in; ``outputs``, ``h`` and ``c`` out. A row
-    of length 0 keeps its initial states, for which the model has nodes of its own, and a bias that
-    is absent beside one that is there becomes zero. The operator LSTM has no projection: a layer
-    with one is written as its equations, in the operator Scan.
+    Any number of rows and steps may go in, though onnxruntime 1.31 fails on none. The inputs and
+    outputs are those of a call in evaluation mode, in the layout of `lstm`: ``inputs`` in;
+    ``outputs``, ``h`` and ``c`` out. A row of length 0 keeps its initial states, for which the
+    model has nodes of its own, and a bias that is absent beside one that is there becomes zero. The
+    operator LSTM has no projection: a layer with one is written as its equations, in the operator
+    Scan.
 
     Parameters
     ----------
@@ -46,7 +47,8 @@ def to_onnx(
     path : str or path
         The file; one that is there is replaced.
     initial_states : bool
-        Whether the model has the inputs ``h0`` and ``c0``, both [L*D,B,H]; else they are zero.
+        Whether the model has the inputs ``h0`` [L*D,B,P] and ``c0`` [L*D,B,H]; else they are
+        zero.
     sequence_length : bool
         Whether the model has the input ``sequence_length``, int64 [B].
 
