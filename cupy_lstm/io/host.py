@@ -6,6 +6,7 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray, is_array, to_host
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.lstm import LSTM
 
 
@@ -23,14 +24,15 @@ def host_array(argument: str, value: Any) -> HostArray:
     ------
     TypeError
         If it is none of these.
+    ImportError
+        If it is of bfloat16 and ml_dtypes, which defines that for NumPy, is not installed.
     """
     if is_array(value):
         return to_host(value)
     if hasattr(value, "detach") and hasattr(value, "cpu"):  # PyTorch and Paddle
         value = value.detach().cpu()
         if str(value.dtype) == "torch.bfloat16":
-            import ml_dtypes
-
+            ml_dtypes = optional_module("ml_dtypes", "a tensor of bfloat16", IO_EXTRA)
             return numpy.asarray(value.float().numpy().astype(ml_dtypes.bfloat16))
     if hasattr(value, "numpy"):
         value = value.numpy()

@@ -71,7 +71,7 @@ def to_keras(lstm: LSTM) -> Any:
     """Return a `keras.Sequential` with copies of the weights, a layer of Keras for each layer.
 
     It is batch-major and gives the outputs of all steps. Its one bias is the sum of both. Dropout
-    is not taken over: that of Keras drops other things. Its random state is not touched.
+    is not taken over: that of Keras drops other things.
 
     Parameters
     ----------

@@ -12,8 +12,7 @@ from cupy_lstm.io.files import write_whole
 from cupy_lstm.io.host import host_weights, require_lstm, require_no_half_type
 from cupy_lstm.io.onnx_builder import Builder
 from cupy_lstm.io.onnx_scan import scanned_direction, valid_steps
-from cupy_lstm.io.optional import optional_module
-from cupy_lstm.io.tensors import INSTALL
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.lstm import LSTM
 
 LARGEST = 2**31 - 2**20
@@ -64,7 +63,7 @@ def to_onnx(
         If it is of a half type, or the weights take more than 2 GiB.
     """
     require_lstm(lstm)
-    onnx = optional_module("onnx", "to_onnx", INSTALL)
+    onnx = optional_module("onnx", "to_onnx", IO_EXTRA)
     _require_expressible(lstm)
     graph = Builder(onnx, lstm.dtype)
     L, D, H = lstm.num_layers, lstm.num_directions, lstm.hidden_size

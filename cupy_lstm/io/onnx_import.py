@@ -15,8 +15,7 @@ from cupy_lstm.io.assembly import FLAT_NAME, assembled_lstm
 from cupy_lstm.io.configuration import FORMAT, parsed_configuration, restored_lstm
 from cupy_lstm.io.onnx_graph import Graph, Known
 from cupy_lstm.io.onnx_nodes import LSTMNode, lstm_nodes
-from cupy_lstm.io.optional import optional_module
-from cupy_lstm.io.tensors import INSTALL
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.rnn import RNN
 
@@ -66,8 +65,8 @@ def from_onnx(
         node that computes what an LSTM here does not: peepholes, other activations, clipping,
         coupled gates, fixed initial states or lengths.
     """
-    onnx = optional_module("onnx", "from_onnx", INSTALL)
-    protobuf = optional_module("google.protobuf.message", "from_onnx", INSTALL)
+    onnx = optional_module("onnx", "from_onnx", IO_EXTRA)
+    protobuf = optional_module("google.protobuf.message", "from_onnx", IO_EXTRA)
     origin = str(path)
     try:
         # The format by name, else the end of the file's name chooses it.

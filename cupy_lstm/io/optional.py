@@ -3,6 +3,9 @@
 from importlib import import_module
 from types import ModuleType
 
+IO_EXTRA = "'cupy_lstm[io]'"
+"""What installs the packages that files need."""
+
 
 def optional_module(name: str, purpose: str, install: str) -> ModuleType:
     """Return the module called `name`.

@@ -6,9 +6,7 @@ from pathlib import Path
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, to_host
-from cupy_lstm.io.optional import optional_module
-
-INSTALL = "'cupy_lstm[io]'"
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
 
 
 def tensors_as_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> bytes:
@@ -26,7 +24,7 @@ def tensors_as_bytes(tensors: Mapping[str, Array], metadata: Mapping[str, str]) 
     ImportError
         If safetensors is not installed.
     """
-    safetensors = optional_module("safetensors.numpy", "a safetensors file", INSTALL)
+    safetensors = optional_module("safetensors.numpy", "a safetensors file", IO_EXTRA)
     arrays = {name: numpy.ascontiguousarray(to_host(array)) for name, array in tensors.items()}
     contents: bytes = safetensors.save(arrays, dict(metadata) or None)
     return contents
@@ -56,7 +54,7 @@ def read_tensors(path: Path) -> tuple[dict[str, HostArray], dict[str, str]]:
     ValueError
         If it is no safetensors file, is damaged, or holds a dtype that NumPy has no name for.
     """
-    safetensors = optional_module("safetensors", "a safetensors file", INSTALL)
+    safetensors = optional_module("safetensors", "a safetensors file", IO_EXTRA)
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
