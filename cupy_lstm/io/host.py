@@ -101,8 +101,7 @@ def host_weights(lstm: LSTM) -> dict[str, HostArray]:
     for name, weight in weights.items():
         complete[name] = weight
         kind, _, place = name.partition("_l")
-        if kind == "weight_hh":
+        if kind == "weight_hh":  # biases come next, and those that are there take these places
             for bias in ("bias_ih", "bias_hh"):
-                zero = numpy.zeros(weight.shape[:1], weight.dtype)
-                complete[f"{bias}_l{place}"] = weights.get(f"{bias}_l{place}", zero)
+                complete[f"{bias}_l{place}"] = numpy.zeros(weight.shape[:1], weight.dtype)
     return complete
