@@ -27,6 +27,7 @@ OPTIONAL = {
     "fast": ("numba",),
     "nvtx": ("nvtx", "nvidia-nvtx"),
     "forecast": ("pandas", "matplotlib", "tqdm", "safetensors", "statsmodels", "pyarrow"),
+    "io": ("onnx",),
 }
 """The extras a user may want and what they bring, beside CuPy itself."""
 

@@ -14,10 +14,10 @@ from cupy_lstm.forecast.evaluation import (
     score,
     split_rows,
 )
-from cupy_lstm.forecast.files import write_together
 from cupy_lstm.forecast.model import BATCH, Forecaster
 from cupy_lstm.forecast.report import score_lines
 from cupy_lstm.forecast.spacing import infer_spacing, show_time
+from cupy_lstm.io.files import write_together
 
 
 def dates(*texts):

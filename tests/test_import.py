@@ -13,6 +13,7 @@ OPTIONAL = [
     "matplotlib",
     "numba",
     "nvtx",
+    "onnx",
     "pandas",
     "pyarrow",
     "safetensors",

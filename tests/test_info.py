@@ -170,7 +170,7 @@ def test_optional_packages_are_those_of_the_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for_developers = {"test", "dev", "docs", "peers"}
-    unused_yet = {"io", "sklearn", "dask", "mpi"}
+    unused_yet = {"sklearn", "dask", "mpi"}
     declared = {
         extra: {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
         for extra, requirements in extras.items()

@@ -64,8 +64,22 @@ def test_the_streaming_example_goes_on_where_it_stopped():
     assert [bool(row.any()) for row in names["stream"].state[1][0]] == [True, True, False, True]
 
 
+def test_the_examples_of_files(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = run(EXAMPLES[3])
+    assert {path.name for path in tmp_path.iterdir()} == {"lstm.safetensors", "lstm.onnx"}
+    assert repr(names["lstm"]) == "LSTM(16, 32, direction='bidirectional', num_layers=2)"
+
+
+def test_the_example_of_torch():
+    pytest.importorskip("torch", reason="torch is not installed: its example is not run")
+    names = run(EXAMPLES[4])
+    assert (names["lstm"].num_directions, names["lstm"].time_major) == (2, False)
+    assert names["module"].bidirectional
+
+
 def test_there_is_no_example_that_nobody_runs():
-    assert len(EXAMPLES) == 3  # each has a test above
+    assert len(EXAMPLES) == 5  # each has a test above
 
 
 @pytest.mark.parametrize("name", re.findall(r"`cupy_lstm\.(\w+)`", README))

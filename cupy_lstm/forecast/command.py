@@ -19,7 +19,7 @@ from cupy_lstm.forecast.experiment import (
     prepare,
     train,
 )
-from cupy_lstm.forecast.files import Writer, check_folder, write_together
+from cupy_lstm.forecast.files import check_folder
 from cupy_lstm.forecast.options import (
     built_in_name,
     require_packages,
@@ -32,6 +32,7 @@ from cupy_lstm.forecast.report import Backtest, Outlook, forecast_table, score_l
 from cupy_lstm.forecast.series import Series
 from cupy_lstm.forecast.spacing import show_time
 from cupy_lstm.forecast.storage import Configuration, load_model, save_model
+from cupy_lstm.io.files import Writer, write_together
 
 DESCRIPTION = """Train an LSTM on a time series, judge it on the last fifth of the rows against
 the naive, seasonal-naive and drift forecasts, forecast what comes after the last row, and write

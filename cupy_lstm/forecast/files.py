@@ -1,13 +1,10 @@
-"""Write several files together: all of them, or none and no trace."""
+"""Whether the files of a forecast could be written, asked before the work is done."""
 
-import contextlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 
 from cupy_lstm.forecast.errors import DataError
-
-Writer = Callable[[Path], None]
 
 
 def check_folder(folder: Path, names: Iterable[str]) -> None:
@@ -29,53 +26,3 @@ def check_folder(folder: Path, names: Iterable[str]) -> None:
     for name in names:
         if (folder / name).is_dir():
             raise DataError(f"cannot write {folder / name}: it is a folder")
-
-
-def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Write files into a folder, which is made if need be.
-
-    Each file is first written into a temporary folder inside; only when all are complete are
-    they renamed. If anything fails before the last rename, an interrupt included, the folder is
-    left as it was.
-
-    Parameters
-    ----------
-    folder : Path
-        Where to.
-    writers : mapping of str to function
-        For each file name, a function that writes the file at the path it is given.
-
-    Raises
-    ------
-    OSError
-        If the file system refuses.
-    """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".cupy_lstm-") as scratch:
-            for name, write in writers.items():
-                write(Path(scratch) / name)
-            _rename(Path(scratch), folder, list(writers))
-    except BaseException:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
-        raise
-
-
-def _rename(scratch: Path, folder: Path, names: list[str]) -> None:
-    """Move files from `scratch` to `folder`: all, or none."""
-    try:
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                (folder / name).replace(scratch / f"{name}.before")
-            (scratch / name).replace(folder / name)
-    except BaseException:
-        for name in names:
-            before = scratch / f"{name}.before"
-            if before.exists():
-                before.replace(folder / name)
-            elif not (scratch / name).exists():
-                (folder / name).unlink()
-        raise

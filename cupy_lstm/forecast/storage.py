@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import HostArray, to_host
+from cupy_lstm.backend import HostArray
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.model import Forecaster
 from cupy_lstm.forecast.series import BUILT_IN
+from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
 
 FORMAT = "cupy_lstm forecast 1"
 """Key of the configuration in the metadata; a change of either makes it the next number."""
@@ -64,14 +65,10 @@ class Configuration:
 
 def save_model(path: Path, forecaster: Forecaster, configuration: Configuration) -> None:
     """Write weights and configuration."""
-    from safetensors.numpy import save
-
-    weights = {
-        name: numpy.ascontiguousarray(to_host(weight))
-        for name, weight in forecaster.state_dict().items()
-    }
-    # One entry: several are written in an order that differs from run to run.
-    path.write_bytes(save(weights, {FORMAT: json.dumps(asdict(configuration))}))
+    contents = tensors_as_bytes(
+        forecaster.state_dict(), {FORMAT: json.dumps(asdict(configuration))}
+    )
+    path.write_bytes(contents)
 
 
 def load_model(path: Path, xp: str) -> tuple[Forecaster, Configuration]:
@@ -89,7 +86,7 @@ def load_model(path: Path, xp: str) -> tuple[Forecaster, Configuration]:
     DataError
         If the file cannot be read, is damaged, or is no model of the forecast command.
     """
-    metadata, weights = _read(path)
+    weights, metadata = _read(path)
     if FORMAT not in metadata:
         raise DataError(f"{path} is not a model that this command has written")
     try:
@@ -117,17 +114,13 @@ def load_model(path: Path, xp: str) -> tuple[Forecaster, Configuration]:
     return forecaster, configuration
 
 
-def _read(path: Path) -> tuple[dict[str, str], dict[str, HostArray]]:
-    from safetensors import SafetensorError, safe_open
-
+def _read(path: Path) -> tuple[dict[str, HostArray], dict[str, str]]:
     try:
-        with safe_open(path, framework="numpy") as file:
-            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            return file.metadata() or {}, weights
+        return read_tensors(path)
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror or error}") from None
-    except (SafetensorError, TypeError) as error:
-        raise DataError(f"{path} is no safetensors file, or a damaged one ({error})") from None
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def _parse(text: str) -> Configuration:
