@@ -257,10 +257,11 @@ def checked_upstream(
     )
     if all(value is None for _, value, _, _ in upstream):
         raise ValueError("backward needs the gradient of some output, received None for all")
-    for argument, value, shape, dtype in upstream:
-        if value is not None:
-            checked_array(argument, value, x, "the inputs", shape, dtype)
-    return doutputs, dstates, dcells
+    doutputs, dh, dc, dcells = (
+        None if value is None else checked_array(argument, value, x, "the inputs", shape, dtype)
+        for argument, value, shape, dtype in upstream
+    )
+    return doutputs, (dh, dc), dcells
 
 
 def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) -> Any:
