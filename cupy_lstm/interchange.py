@@ -5,6 +5,8 @@ streams of producer and consumer; then for ``__cuda_array_interface__``; then fo
 which is for the host. Results leave the same way: arrays of NumPy and CuPy have these protocols.
 """
 
+import sys
+from contextlib import nullcontext
 from typing import Any
 
 import numpy
@@ -89,7 +91,7 @@ def adopted(
             "GPU of CUDA: copy it to the host first"
         )
     try:
-        return _read_on_gpu(value) if on_gpu else _read_on_host(value)
+        return _read_on_gpu(value, number) if on_gpu else _read_on_host(value)
     except Exception as error:  # whatever the other library raises
         raise _unreadable(argument, value, error) from error
 
@@ -100,8 +102,16 @@ def _device(value: Any) -> tuple[int, int | None] | None:
         kind, number = value.__dlpack_device__()
         return int(kind), int(number)
     if hasattr(value, "__cuda_array_interface__"):
-        return CUDA, None
+        return CUDA, _gpu_of(value.__cuda_array_interface__["data"][0])
     return (CPU, None) if hasattr(value, "__array__") else None
+
+
+def _gpu_of(address: int) -> int | None:
+    """Return the number of the GPU that memory belongs to; None where CuPy is not loaded."""
+    cupy = sys.modules.get("cupy")
+    if cupy is None or not address:
+        return None
+    return int(cupy.cuda.runtime.pointerGetAttributes(address).device)
 
 
 def _read_on_host(value: Any) -> HostArray:
@@ -115,14 +125,16 @@ def _read_on_host(value: Any) -> HostArray:
     return numpy.asarray(value)
 
 
-def _read_on_gpu(value: Any) -> Array:
+def _read_on_gpu(value: Any, number: int | None) -> Array:
     cupy = import_module("cupy")
-    if hasattr(value, "__dlpack__"):
-        return cupy.from_dlpack(value)  # hands the producer the current stream, which then waits
-    interface = value.__cuda_array_interface__
-    array = cupy.asarray(_WithoutStream(value, interface))
-    _wait_for(cupy, interface.get("stream"))
-    return array
+    # CuPy reads an interface on another device than the current one by copying.
+    with nullcontext() if number is None else cupy.cuda.Device(number):
+        if hasattr(value, "__dlpack__"):
+            return cupy.from_dlpack(value)  # tells the producer the stream that has to wait for it
+        interface = value.__cuda_array_interface__
+        array = cupy.asarray(_WithoutStream(value, interface))
+        _wait_for(cupy, interface.get("stream"))
+        return array
 
 
 class _WithoutStream:
@@ -135,13 +147,13 @@ class _WithoutStream:
 
 def _wait_for(cupy: Any, stream: int | None) -> None:
     """Make CuPy's current stream wait for what is in another one now; the host goes on."""
-    current = cupy.cuda.get_current_stream()
+    runtime, current = cupy.cuda.runtime, cupy.cuda.get_current_stream().ptr
     # The interface calls the default stream 1, CuPy calls it 0.
-    if stream is None or stream == (current.ptr or 1):
+    if stream is None or stream == (current or 1):
         return
     event = cupy.cuda.Event(disable_timing=True)
-    event.record(cupy.cuda.ExternalStream(stream))
-    current.wait_event(event)
+    runtime.eventRecord(event.ptr, stream)
+    runtime.streamWaitEvent(current, event.ptr)
 
 
 def _require_gpu(argument: str, number: int | None, reference: Array | None, owner: str) -> None:

@@ -154,7 +154,7 @@ class OnGpu(DLPack):
 
 
 class OnAnyGpu:
-    __cuda_array_interface__ = {}  # noqa: RUF012
+    __cuda_array_interface__ = {"data": (0, False)}  # noqa: RUF012
 
 
 class OnMetal(OnGpu):
