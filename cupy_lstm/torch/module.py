@@ -174,11 +174,15 @@ device, dtype
     def flatten_parameters(self) -> None:
         """Lay the weights of both directions of each layer side by side in memory.
 
-        Done by the constructor and whenever the module is moved or converted; never needed for
-        right results. The parameters stay the same objects, in new memory.
+        Done by the constructor and whenever the module is moved, converted or copied; never needed
+        for right results. The parameters stay the same objects, in new memory.
         """
         parameters = dict(self.named_parameters(recurse=False))
         for name, first in parameters.items():
             second = parameters.get(f"{name}_reverse")
             if second is not None:
                 lay_side_by_side(first, second)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.flatten_parameters()  # a copy has every parameter in memory of its own
