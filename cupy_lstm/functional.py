@@ -160,9 +160,10 @@ def lstm_backward(
     dcells: Array | None = None,
     *,
     wanted: Sequence[Wanted] | None = None,
+    inputs_wanted: bool = True,
     gradients: Sequence[LayerGradients] | None = None,
     layer_done: Callable[[int], None] | None = None,
-) -> tuple[Array, tuple[Array, Array], Sequence[LayerGradients]]:
+) -> tuple[Array | None, tuple[Array, Array], Sequence[LayerGradients]]:
     """Backpropagate exactly through a recorded `lstm_forward`.
 
     Parameters
@@ -177,6 +178,8 @@ def lstm_backward(
         Gradient of the cell states of all steps.
     wanted : sequence of Wanted, optional
         Whose weight gradients to compute; default all.
+    inputs_wanted : bool
+        Whether to compute the gradient of the inputs.
     gradients : sequence of LayerGradients, optional
         Arrays to add the weight gradients into; default new ones.
     layer_done : callable, optional
@@ -184,8 +187,8 @@ def lstm_backward(
 
     Returns
     -------
-    dinputs : array like the inputs
-        Zero in padding.
+    dinputs : array like the inputs, or None
+        Zero in padding; None if it is not wanted.
     dinitial_states : tuple (dh0, dc0)
         Gradients of the initial states, whether they were given or not.
     gradients : sequence of LayerGradients
@@ -210,7 +213,7 @@ def lstm_backward(
             for weights in tape.weights
         ]
     check_targets(tape.weights, wanted, gradients)
-    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
+    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype) if inputs_wanted else None
     tape.used = True
     dinitial_states = network.backward(
         tape.network,
@@ -219,7 +222,7 @@ def lstm_backward(
         None if dcells is None else _over_time(dcells, D, tape.time_major),
         wanted=wanted,
         gradients=gradients,
-        dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
+        dx=dinputs if dinputs is None or tape.time_major else dinputs.swapaxes(0, 1),
         layer_done=layer_done,
     )
     # Summed in float32 for half types, and returned in the dtypes of the states.

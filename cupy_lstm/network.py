@@ -121,7 +121,7 @@ def backward(
     *,
     wanted: Sequence[Wanted],
     gradients: Sequence[LayerGradients],
-    dx: Array,
+    dx: Array | None,
     layer_done: Callable[[int], None] | None = None,
 ) -> States:
     """Run all layers backward.
@@ -140,8 +140,8 @@ def backward(
         Whose weight gradients are needed, for each layer.
     gradients : sequence of LayerGradients
         Arrays to add them into, for each layer.
-    dx : array [T,B,I]
-        Zeros, receives the gradient of the input.
+    dx : array [T,B,I] or None
+        Zeros, receives the gradient of the input; None where it is not needed.
     layer_done : callable, optional
         Called with a layer's number when its weight gradients are complete, the last layer
         first: an all-reduce can start while the layers below are still in backward.
@@ -151,13 +151,12 @@ def backward(
     tuple of array [L*D,B,P] and [L*D,B,H]
         Gradient of the initial h and c.
     """
-    xp = array_module(dx)
     initial: list[States] = []
     for layer in reversed(range(len(tape.tapes))):
         sweep, runner = tape.tapes.pop(), tape.engines.pop()
         D = sweep.weights.weight_hh.shape[0]
         rows = _rows_of(layer, D)
-        target = dx if layer == 0 else xp.zeros_like(sweep.x)
+        target = dx if layer == 0 else array_module(sweep.x).zeros_like(sweep.x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
         initial.append(
             runner.backward(
@@ -172,7 +171,7 @@ def backward(
         )
         del sweep
         dcells = None
-        if layer > 0:
+        if layer > 0 and target is not None:
             if tape.dropout is not None:
                 tape.dropout.apply(target, layer)
             T, B, features = target.shape
@@ -180,6 +179,7 @@ def backward(
         if layer_done is not None:
             layer_done(layer)
     dh0, dc0 = zip(*reversed(initial), strict=True)
+    xp = array_module(*dh0)
     return xp.concatenate(dh0), xp.concatenate(dc0)
 
 

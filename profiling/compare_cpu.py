@@ -1,7 +1,8 @@
 """Our LSTM and those of other libraries on a CPU: ``python profiling/compare_cpu.py``.
 
 Needs an installed package and its extra `peers`; a peer that is missing is left out, and one that
-is installed for another interpreter is found with ``--python paddle=/path/to/python``.
+is installed for another interpreter is found with ``--python paddle=/path/to/python``. With
+``--bridge`` it is `cupy_lstm.torch.LSTM` that is compared, as ours.
 
 How it is measured
 ------------------
@@ -41,7 +42,7 @@ from statistics import geometric_mean
 
 from compare.case import Case
 from compare.figures import Goal, summarize
-from compare.libraries import LIBRARIES
+from compare.libraries import LIBRARIES, Bridge
 from compare.processes import OURS, Measurement, Process, prepare, take_turns
 from compare.report import draw, gemm_line, goal_lines, table, write_csv
 from compare.worker import serve
@@ -98,6 +99,8 @@ INSTALL_PEERS = "To install it: pip install 'cupy_lstm[peers]'"
 
 def main() -> None:
     options = parsed_options()
+    if options.bridge:
+        LIBRARIES[OURS] = Bridge
     if options.worker:
         serve(options.worker, options.threads, options.engine)
         return
@@ -137,6 +140,7 @@ def parsed_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--threads", type=int, default=2, help="of each library, default 2")
     add("--engine", default="auto", help="the one of ours, default the plan's choice")
+    add("--bridge", action="store_true", help="cupy_lstm.torch.LSTM as ours")
     add("--rounds", type=int, default=7, help="default 7")
     add("--seconds", type=float, default=0.3, help="length of a turn, default 0.3")
     add("--quick", action="store_true", help="3 rounds of 0.05 s: a trial")
@@ -173,6 +177,7 @@ def started_processes(
     for library in LIBRARIES:
         command = [options.python.get(library, sys.executable), __file__, "--worker", library]
         command += ["--threads", str(options.threads), "--engine", options.engine]
+        command += ["--bridge"] if options.bridge else []
         process = stack.enter_context(Process(command, options.threads, folder / library))
         missing = process.hello.get("missing")
         if missing is None:

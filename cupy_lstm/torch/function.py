@@ -72,6 +72,7 @@ class Call:
                 None if dy is None else array_of(dy),
                 (None if dh is None else array_of(dh), None if dc is None else _summed(dc)),
                 wanted=wanted,
+                inputs_wanted=needed[0],
                 gradients=list(map(_zeros, tape.weights, wanted)),
             )
             arrays = dx, dh0, dc0, *self.order.pieces(gradients)
