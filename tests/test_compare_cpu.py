@@ -232,7 +232,9 @@ def test_other_outputs_stop_the_comparison(error):
 def test_a_process_answers_fails_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, str(ROOT / "profiling/compare_cpu.py"), "--worker", "ours"]
-    with Process([*command, "--engine", "stepwise"], 1, tmp_path / "log") as process:
+    with Process(
+        [*command, "--engine", "stepwise", "--clock", "cpu"], 1, tmp_path / "log"
+    ) as process:
         assert process.hello["version"].startswith("cupy_lstm ")
         for mode in JOBS:
             answer = process.ask("prepare", case=asdict(CASE), mode=mode)

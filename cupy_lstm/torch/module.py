@@ -38,8 +38,8 @@ device, dtype
       each call: `torch.manual_seed` repeats them, but they are not those of `torch.nn.LSTM`.
     - A second derivative is an error.
     - A sequence may have no steps: its final states are the initial ones.
-    - `torch.jit.script` and `torch.onnx.export` cannot look inside; load the state dict into a
-      `torch.nn.LSTM` for these.
+    - `torch.jit.script`, `torch.onnx.export` and the transforms of `torch.func` cannot look inside;
+      load the state dict into a `torch.nn.LSTM` for these.
     - Under autocast it computes in the dtype of autocast on CUDA, and in that of its weights on
       the CPU.
 
