@@ -65,8 +65,9 @@ def lstm_forward(
     ----------
     inputs : array [B,T,I], or [T,B,I] if `time_major`
         float32 or float64, NumPy or CuPy, or float16 or bfloat16, CuPy; any strides; kept by
-        reference, never written. With half types c, cells and the gradients of weights are
-        float32.
+        reference, never written. Arrays of other libraries are taken in, here and in all that
+        follows but the weights; `cupy_lstm.interchange` says how. With half types c, cells and the
+        gradients of weights are float32.
     weights : sequence of LayerWeights
         One for each layer, lowest first: `cupy_lstm.notation` has the shapes and the equations.
     initial_states : tuple (h, c), optional

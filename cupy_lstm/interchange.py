@@ -71,9 +71,8 @@ def adopted(
     Raises
     ------
     TypeError
-        If the value cannot be read as an array, or is on another GPU than `reference`.
-    ImportError
-        If it is on a GPU and CuPy cannot be imported.
+        If the value cannot be read as an array (on a GPU also where CuPy is missing), or is on
+        another device than `reference` where that matters.
     """
     if is_array(value) or isinstance(value, numpy.ndarray | numpy.generic):
         return value

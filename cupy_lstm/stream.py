@@ -141,9 +141,9 @@ class LSTMStream:
             return out
         states: list[States] = []
         for k, sweep in enumerate(snapshot.sweeps(n)):
-            z = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
-            states.append(sweep.run(x, z, self._states[k]))
-            x = z[:, :, 0]
+            above = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
+            states.append(sweep.run(x, above, self._states[k]))
+            x = above[:, :, 0]
         if xp is numpy:
             self._states = states
         else:

@@ -175,7 +175,8 @@ device, dtype
         """Lay the weights of both directions of each layer side by side in memory.
 
         Done by the constructor and whenever the module is moved, converted or copied; never needed
-        for right results. The parameters stay the same objects, in new memory.
+        for right results. The parameters stay the same objects, in new memory: a tensor over their
+        old memory is no longer written with them.
         """
         parameters = dict(self.named_parameters(recurse=False))
         for name, first in parameters.items():
