@@ -214,6 +214,27 @@ def test_autocast_on_the_cpu_computes_in_the_dtype_of_the_weights():
     assert linear.weight.grad.dtype == torch.float32
 
 
+def test_compiled_models_leave_it_as_it_is():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lstm, self.head = LSTM(3, 4, 2, dropout=0.5), torch.nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.head(torch.relu(self.lstm(2 * x)[0]))
+
+    model, x = Model(), normal(torch, 5, 2, 3)
+    compiled = torch.compile(model, backend="eager")
+    gradients = []
+    for call in (model, compiled, compiled):
+        torch.manual_seed(5)
+        model.zero_grad()
+        call(x).sum().backward()
+        gradients.append([p.grad.numpy().copy() for p in model.parameters()])
+    assert flat_equal(gradients[0], gradients[1])
+    assert flat_equal(gradients[0], gradients[2])
+
+
 def test_an_engine_can_be_forced():
     lstm, x = LSTM(3, 4), normal(torch, 5, 2, 3)
     expected = cupy_lstm.LSTM(3, 4, time_major=True)

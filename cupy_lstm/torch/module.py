@@ -40,6 +40,7 @@ device, dtype
     - A sequence may have no steps: its final states are the initial ones.
     - `torch.jit.script`, `torch.onnx.export` and the transforms of `torch.func` cannot look inside;
       load the state dict into a `torch.nn.LSTM` for these.
+    - `torch.compile` leaves it out: what is before it and behind it is compiled.
     - Under autocast it computes in the dtype of autocast on CUDA, and in that of its weights on
       the CPU.
 
@@ -84,6 +85,9 @@ device, dtype
             If shapes, dtypes or devices do not fit, or there is no engine for the device or
             the dtype of the weights.
         """
+        if torch.compiler.is_dynamo_compiling():
+            # torch.compile ends its graph here and begins another one behind the call.
+            return torch.compiler.disable(LSTM.forward)(self, input, hx)  # type: ignore[no-any-return]
         if isinstance(input, PackedSequence):
             return self._forward_packed(input, hx)
         if input.dim() == 2:  # one sequence: a batch of one, the time first whatever batch_first
