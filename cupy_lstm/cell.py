@@ -265,8 +265,8 @@ def checked_sweep_gradients(
         if dc is not None:
             sums = sum_dtype(tape.x.dtype)
             dc = checked_array(f"{argument}[1]", dc, tape.x, "the inputs", (B, H), sums)[None]
-    checked_upstream(tape, doutputs, (dh, dc), None)
-    return doutputs, (dh, dc)
+    doutputs, gradients, _ = checked_upstream(tape, doutputs, (dh, dc), None)
+    return doutputs, gradients
 
 
 def sweep_back(

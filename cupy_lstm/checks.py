@@ -6,7 +6,8 @@ from typing import Any
 
 import numpy
 
-from cupy_lstm.backend import Array, require_same_place
+from cupy_lstm.backend import Array
+from cupy_lstm.interchange import array_beside
 
 DIRECTIONS = {
     "forward": (False,),
@@ -188,14 +189,14 @@ def checked_array(
     shape: tuple[int | str | None, ...],
     dtype: "numpy.dtype[Any] | None" = None,
 ) -> Array:
-    """Return `value` if it is an array as wanted.
+    """Return `value` as an array of NumPy or CuPy, if it is one as wanted.
 
     Parameters
     ----------
     argument : str
         Name of the argument.
     value : object
-        What came.
+        What came; arrays of other libraries are taken in (see `cupy_lstm.interchange`).
     reference : array
         Has the module, device and dtype that are wanted.
     owner : str
@@ -212,8 +213,7 @@ def checked_array(
     ValueError
         If dtype or shape differ.
     """
-    require_same_place(argument, value, reference, owner)
-    array: Array = value
+    array = array_beside(argument, value, reference, owner)
     wanted = reference.dtype if dtype is None else dtype
     if array.dtype != wanted:
         why = "" if dtype is None or dtype == reference.dtype else f", so it must have {wanted}"

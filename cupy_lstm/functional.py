@@ -66,8 +66,9 @@ def lstm_forward(
     ----------
     inputs : array [B,T,I], or [T,B,I] if `time_major`
         float32 or float64, NumPy or CuPy, or float16 or bfloat16, CuPy; any strides; kept by
-        reference, never written. With half types c, cells and the gradients of weights are
-        float32.
+        reference, never written. Arrays of other libraries are taken in, here and in all that
+        follows but the weights; `cupy_lstm.interchange` says how. With half types c, cells and the
+        gradients of weights are float32.
     weights : sequence of LayerWeights
         One for each layer, lowest first: `cupy_lstm.notation` has the shapes and the equations.
     initial_states : tuple (h, c), optional
@@ -163,9 +164,10 @@ def lstm_backward(
     dcells: Array | None = None,
     *,
     wanted: Sequence[Wanted] | None = None,
+    inputs_wanted: bool = True,
     gradients: Sequence[LayerGradients] | None = None,
     layer_done: Callable[[int], None] | None = None,
-) -> tuple[Array, tuple[Array, Array], Sequence[LayerGradients]]:
+) -> tuple[Array | None, tuple[Array, Array], Sequence[LayerGradients]]:
     """Backpropagate exactly through a recorded `lstm_forward`.
 
     Parameters
@@ -180,6 +182,8 @@ def lstm_backward(
         Gradient of the cell states of all steps.
     wanted : sequence of Wanted, optional
         Whose weight gradients to compute; default all.
+    inputs_wanted : bool
+        Whether to compute the gradient of the inputs.
     gradients : sequence of LayerGradients, optional
         Arrays to add the weight gradients into; default new ones.
     layer_done : callable, optional
@@ -187,8 +191,8 @@ def lstm_backward(
 
     Returns
     -------
-    dinputs : array like the inputs
-        Zero in padding.
+    dinputs : array like the inputs, or None
+        Zero in padding; None if it is not wanted.
     dinitial_states : tuple (dh0, dc0)
         Gradients of the initial states, whether they were given or not.
     gradients : sequence of LayerGradients
@@ -213,7 +217,7 @@ def lstm_backward(
             for weights in tape.weights
         ]
     check_targets(tape.weights, wanted, gradients)
-    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype)
+    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype) if inputs_wanted else None
     tape.used = True
     with stage("backward"):
         dinitial_states = network.backward(
@@ -223,7 +227,7 @@ def lstm_backward(
             None if dcells is None else _over_time(dcells, D, tape.time_major),
             wanted=wanted,
             gradients=gradients,
-            dx=dinputs if tape.time_major else dinputs.swapaxes(0, 1),
+            dx=dinputs if dinputs is None or tape.time_major else dinputs.swapaxes(0, 1),
             layer_done=layer_done,
         )
     # Summed in float32 for half types, and returned in the dtypes of the states.
@@ -261,10 +265,11 @@ def checked_upstream(
     )
     if all(value is None for _, value, _, _ in upstream):
         raise ValueError("backward needs the gradient of some output, received None for all")
-    for argument, value, shape, dtype in upstream:
-        if value is not None:
-            checked_array(argument, value, x, "the inputs", shape, dtype)
-    return doutputs, dstates, dcells
+    doutputs, dh, dc, dcells = (
+        None if value is None else checked_array(argument, value, x, "the inputs", shape, dtype)
+        for argument, value, shape, dtype in upstream
+    )
+    return doutputs, (dh, dc), dcells
 
 
 def _for_each_weight(weights: LayerWeights, function: Callable[[Array], Any]) -> Any:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module, is_array, require_same_place
+from cupy_lstm.interchange import adopted
 from cupy_lstm.kernels import BLOCK, Kernel
 
 
@@ -48,8 +49,8 @@ def checked_lengths(
     if value is None:
         return None
     argument, xp = "sequence_length", array_module(reference)
-    array: Array = value
-    if not is_array(value):
+    array: Array = adopted(argument, value, reference, "the inputs")
+    if not is_array(array):
         try:
             array = numpy.asarray(value)
         except ValueError:
@@ -58,8 +59,8 @@ def checked_lengths(
             ) from None
         if array.size == 0:
             array = array.astype("int64")
-    elif not isinstance(value, numpy.ndarray):
-        require_same_place(argument, value, reference, "the inputs")
+    elif not isinstance(array, numpy.ndarray):
+        require_same_place(argument, array, reference, "the inputs")
     if array.dtype.kind not in "iufb":
         raise TypeError(
             f"{argument} must hold integers, received {type(value).__name__} of dtype {array.dtype}"

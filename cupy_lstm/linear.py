@@ -9,12 +9,12 @@ from cupy_lstm.backend import (
     Array,
     array_module,
     require_current_device,
-    require_same_place,
     sum_dtype,
 )
 from cupy_lstm.checks import checked_array, checked_integer, checked_name, seeded_generator
 from cupy_lstm.gemm import matmul
 from cupy_lstm.initializer import Constant, Fans, Initializer, XavierUniform
+from cupy_lstm.interchange import array_beside
 from cupy_lstm.modes import is_recording
 from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
 from cupy_lstm.recorder import RecordedLayer
@@ -122,7 +122,7 @@ class Linear(RecordedLayer):
         """
         weight = self.weight.data
         require_current_device(weight, "the weights")
-        require_same_place("x", x, weight, "the weights")
+        x = array_beside("x", x, weight, "the weights")
         checked_array("x", x, weight, "the weights", (*x.shape[:-1], self.in_features))
         rows = x.reshape(-1, self.in_features)
         y = array_module(x).empty((len(rows), self.out_features), x.dtype)
@@ -155,7 +155,7 @@ class Linear(RecordedLayer):
         x = self._recorder.current(self.weight.buffer.version)
         weight = self.weight.data
         require_current_device(weight, "the weights")
-        checked_array("dy", dy, weight, "the weights", (*x.shape[:-1], self.out_features))
+        dy = checked_array("dy", dy, weight, "the weights", (*x.shape[:-1], self.out_features))
         xp, sums = array_module(x), sum_dtype(x.dtype)
         inputs = x.reshape(-1, self.in_features)
         gradients = dy.reshape(-1, self.out_features)

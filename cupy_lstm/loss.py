@@ -6,8 +6,9 @@ for the prediction. Nothing here synchronises: the mean stays on the device.
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, is_array, require_same_place, sum_dtype
+from cupy_lstm.backend import Array, array_module, is_array, sum_dtype
 from cupy_lstm.checks import checked_array, checked_number
+from cupy_lstm.interchange import array_beside
 
 
 def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
@@ -134,7 +135,7 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
         If a dtype or shape does not fit, there are no labels, or (NumPy) a label is no class.
     """
     _check_prediction("logits", logits)
-    require_same_place("labels", labels, logits, "the logits")
+    labels = array_beside("labels", labels, logits, "the logits")
     if labels.dtype.kind not in "iu":
         raise ValueError(f"labels must have an integer dtype, received {labels.dtype}")
     if logits.ndim == 0 or labels.shape != logits.shape[:-1]:
@@ -169,7 +170,7 @@ def _mean(values: Array) -> Array:
 def _difference(prediction: Array, target: Array) -> Array:
     """Return prediction - target, in float32 for half types, after a check of both."""
     _check_prediction("prediction", prediction)
-    checked_array("target", target, prediction, "the predictions", prediction.shape)
+    target = checked_array("target", target, prediction, "the predictions", prediction.shape)
     sums = sum_dtype(prediction.dtype)
     return prediction.astype(sums, copy=False) - target.astype(sums, copy=False)
 

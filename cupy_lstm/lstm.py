@@ -215,7 +215,8 @@ class LSTM(RecordedLayer):
         ----------
         inputs : array [B,T,I], or [T,B,I] if `time_major`
             In the dtype and on the device of the weights, any strides. Kept by reference until
-            `backward`, never written.
+            `backward`, never written. Arrays of other libraries are taken in, here and in what
+            follows.
         initial_states : tuple (h, c), optional
             h [L*D,B,P] and c [L*D,B,H]; index layer * D + direction. Default zeros.
         sequence_length : array-like of int [B], optional

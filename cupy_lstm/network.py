@@ -124,7 +124,7 @@ def backward(
     *,
     wanted: Sequence[Wanted],
     gradients: Sequence[LayerGradients],
-    dx: Array,
+    dx: Array | None,
     layer_done: Callable[[int], None] | None = None,
 ) -> States:
     """Run all layers backward.
@@ -143,8 +143,8 @@ def backward(
         Whose weight gradients are needed, for each layer.
     gradients : sequence of LayerGradients
         Arrays to add them into, for each layer.
-    dx : array [T,B,I]
-        Zeros, receives the gradient of the input.
+    dx : array [T,B,I] or None
+        Zeros, receives the gradient of the input; None where it is not needed.
     layer_done : callable, optional
         Called with a layer's number when its weight gradients are complete, the last layer
         first: an all-reduce can start while the layers below are still in backward.
@@ -154,15 +154,16 @@ def backward(
     tuple of array [L*D,B,P] and [L*D,B,H]
         Gradient of the initial h and c.
     """
-    xp, (T, B) = array_module(dx), dx.shape[:2]
     initial: list[States] = []
     for layer in reversed(range(len(tape.tapes))):
         sweep, runner = tape.tapes.pop(), tape.engines.pop()
+        x = sweep.x
+        T, B = x.shape[:2]
         shape = layer_shape(T, B, sweep.weights)
         rows = _rows_of(layer, shape.D)
-        target = dx if layer == 0 else xp.zeros_like(sweep.x)
+        target = dx if layer == 0 else array_module(x).zeros_like(x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
-        with stage("layer", shape, dx.dtype, layer):
+        with stage("layer", shape, x.dtype, layer):
             initial.append(
                 runner.backward(
                     sweep,
@@ -174,16 +175,17 @@ def backward(
                     dx=target,
                 )
             )
-        del sweep
+        del sweep, x
         dcells = None
-        if layer > 0:
+        if layer > 0 and target is not None:
             if tape.dropout is not None:
-                with stage("dropout", shape, dx.dtype):
+                with stage("dropout", shape, x.dtype):
                     tape.dropout.apply(target, layer)
             dy = target.reshape(T, B, shape.D, target.shape[2] // shape.D)
         if layer_done is not None:
             layer_done(layer)
     dh0, dc0 = zip(*reversed(initial), strict=True)
+    xp = array_module(*dh0)
     return xp.concatenate(dh0), xp.concatenate(dc0)
 
 

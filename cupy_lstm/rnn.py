@@ -283,7 +283,7 @@ class BiRNN(_CellLayer):
         if doutputs is not None:
             x = tapes[0].x
             rows = x.shape[:2] if self.time_major else x.shape[1::-1]
-            checked_array("doutputs", doutputs, x, "the inputs", (*rows, sum(sizes)))
+            doutputs = checked_array("doutputs", doutputs, x, "the inputs", (*rows, sum(sizes)))
             halves = doutputs[..., : sizes[0]], doutputs[..., sizes[0] :]
         both: list[Any] = [None, None]
         if dfinal_states is not None:

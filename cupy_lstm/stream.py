@@ -25,6 +25,7 @@ from cupy_lstm.backend import (
 from cupy_lstm.checks import checked_array, checked_pair
 from cupy_lstm.device import facts_for
 from cupy_lstm.engines import single
+from cupy_lstm.interchange import adopted, array_beside
 from cupy_lstm.modes import forced_engine
 from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.plan import plan_sweep
@@ -129,10 +130,10 @@ class LSTMStream:
         like, xp = snapshot.like, array_module(inputs)
         shape = (*inputs.shape[:-1], snapshot.outputs)
         if out is None:
-            out = xp.empty(shape, like.dtype)
+            out = target = xp.empty(shape, like.dtype)
         else:
-            _check_out(out, shape, inputs, like)
-        x, y = self._over_time(inputs), self._over_time(out)[:, :, None]
+            target = _checked_out(out, shape, inputs, like)
+        x, y = self._over_time(inputs), self._over_time(target)[:, :, None]
         n, last = len(x), len(self._states) - 1
         graph = snapshot.step_graph(self._memory) if n == 1 else None
         if graph is not None:
@@ -140,9 +141,9 @@ class LSTMStream:
             return out
         states: list[States] = []
         for k, sweep in enumerate(snapshot.sweeps(n)):
-            target = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
-            states.append(sweep.run(x, target, self._states[k]))
-            x = target[:, :, 0]
+            above = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
+            states.append(sweep.run(x, above, self._states[k]))
+            x = above[:, :, 0]
         if xp is numpy:
             self._states = states
         else:
@@ -231,8 +232,8 @@ class LSTMStream:
 
     def _checked_inputs(self, inputs: object) -> Array:
         like, B = self._snapshot.like, self.batch
-        any_shape = (None,) * getattr(inputs, "ndim", 0)
-        array = checked_array("inputs", inputs, like, "the weights", any_shape)
+        array = array_beside("inputs", inputs, like, "the weights")
+        checked_array("inputs", array, like, "the weights", (None,) * array.ndim)
         I = like.shape[2]  # noqa: E741
         if array.ndim not in (2, 3) or self._over_time(array).shape[1:] != (B, I):
             several = f"[steps, {B}, {I}]" if self.time_major else f"[{B}, steps, {I}]"
@@ -352,8 +353,8 @@ def _copied(weights: LayerWeights) -> LayerWeights:
     return LayerWeights(*(None if weight is None else weight.copy() for weight in weights))
 
 
-def _check_out(out: object, shape: tuple[int, ...], inputs: Array, like: Array) -> None:
-    """Raise unless outputs of this shape can go into `out`."""
+def _checked_out(out: object, shape: tuple[int, ...], inputs: Array, like: Array) -> Array:
+    """Return `out` as an array that outputs of this shape can go into, or raise."""
     array = checked_array("out", out, like, "the weights", shape)
     if isinstance(array, numpy.ndarray):
         if not array.flags.writeable:
@@ -364,13 +365,14 @@ def _check_out(out: object, shape: tuple[int, ...], inputs: Array, like: Array) 
         overlap = array_module(array).may_share_memory(array, inputs)
     if overlap:
         raise ValueError("out overlaps inputs in memory: pass an array of its own")
+    return array
 
 
 def _checked_rows(rows: object, B: int, like: Array) -> Array:
     """Return rows as a mask [B] of bool, on the host or where `like` is."""
     wanted = f"rows must be an integer, a sequence of integers or a mask [{B}] of bool"
-    array: Array = rows
-    if not is_array(rows):
+    array: Array = adopted("rows", rows, like)
+    if not is_array(array):
         try:
             array = numpy.asarray(rows)
         except ValueError:

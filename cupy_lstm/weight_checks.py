@@ -56,12 +56,9 @@ def _check_layer(
     argument: str, layer: LayerWeights, first: LayerWeights, D: int, features: int | None
 ) -> int:
     """Check one layer, and that it agrees with the first; return the features of its output."""
-    for kind in ("weight_ih", "weight_hh"):
-        if not is_array(getattr(layer, kind)):
-            found = type(getattr(layer, kind)).__name__
-            raise TypeError(
-                f"{argument}.{kind} must be an array of numpy or cupy, received {found}"
-            )
+    for kind, weight in zip(layer._fields, layer, strict=True):
+        if weight is not None or kind in ("weight_ih", "weight_hh"):
+            _require_array(f"{argument}.{kind}", weight)
     reference = first.weight_ih
     choices = DTYPES[array_module(reference).__name__]
     if reference.dtype.name not in choices or not reference.dtype.isnative:
@@ -137,4 +134,13 @@ def check_targets(
                     f"gradients[{k}].{kind} is None, but wanted[{k}].{kind} asks for it"
                 )
             argument, sums = f"gradients[{k}].{kind}", sum_dtype(weight.dtype)
+            _require_array(argument, gradient)
             checked_array(argument, gradient, weight, "the weights", weight.shape, sums)
+
+
+def _require_array(argument: str, value: object) -> None:
+    """Raise unless `value` is an array as it is: weights say where everything else must be."""
+    if not is_array(value):
+        raise TypeError(
+            f"{argument} must be an array of numpy or cupy, received {type(value).__name__}"
+        )

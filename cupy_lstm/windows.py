@@ -8,6 +8,7 @@ import numpy
 
 from cupy_lstm.backend import Array, array_module, is_array, require_same_place
 from cupy_lstm.checks import checked_integer
+from cupy_lstm.interchange import adopted, array_beside
 
 Inputs: TypeAlias = Array | tuple[Array, ...]
 """What a model is called with: one array, or one for each of its arguments."""
@@ -50,7 +51,7 @@ def sliding_windows(series: Array, length: int, stride: int = 1) -> Array:
            [4],
            [5]]))
     """
-    _check_array("series", series)
+    series = _checked_array("series", series)
     length = checked_integer("length", length)
     stride = checked_integer("stride", stride)
     steps = series.shape[0]
@@ -111,20 +112,21 @@ class Batches:
         seed: int | None = None,
         drop_last: bool = False,
     ) -> None:
-        several = inputs if isinstance(inputs, tuple) else (inputs,)
-        if not several:
+        named = {"inputs": inputs}
+        if isinstance(inputs, tuple):
+            named = {f"inputs[{index}]": array for index, array in enumerate(inputs)}
+        if not named:
             raise ValueError("inputs is an empty tuple")
-        for index, array in enumerate(several):
-            name = f"inputs[{index}]" if isinstance(inputs, tuple) else "inputs"
-            _check_array(name, array)
+        several = tuple(_checked_array(name, array) for name, array in named.items())
+        for name, array in zip(named, several, strict=True):
             require_same_place(name, array, several[0], "the first inputs")
             _check_samples(name, array, several[0])
-        require_same_place("targets", targets, several[0], "the inputs")
-        _check_array("targets", targets)
+        targets = array_beside("targets", targets, several[0], "the inputs")
+        _check_axes("targets", targets)
         _check_samples("targets", targets, several[0])
         self.batch_size = checked_integer("batch_size", batch_size)
         self.seed = secrets.randbits(64) if seed is None else checked_integer("seed", seed, 0)
-        self._inputs = inputs
+        self._inputs: Inputs = several if isinstance(inputs, tuple) else several[0]
         self._targets = targets
         self._shuffle = shuffle
         self._drop_last = drop_last
@@ -171,12 +173,18 @@ def _chosen(arrays: Inputs, rows: Array) -> Inputs:
     return array_module(rows).ascontiguousarray(arrays[rows])
 
 
-def _check_array(name: str, array: object) -> None:
+def _checked_array(name: str, value: object) -> Array:
+    array = adopted(name, value)
     if not is_array(array):
         raise TypeError(
-            f"{name} must be an array of numpy or cupy, received {type(array).__name__}"
+            f"{name} must be an array of numpy or cupy, received {type(value).__name__}"
         )
-    if not array.ndim:  # type: ignore[attr-defined]
+    _check_axes(name, array)
+    return array
+
+
+def _check_axes(name: str, array: Array) -> None:
+    if not array.ndim:
         raise ValueError(f"{name} has no axes, the first one must be that of steps or samples")
 
 

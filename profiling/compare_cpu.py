@@ -1,7 +1,8 @@
 """Our LSTM and those of other libraries on a CPU: ``python profiling/compare_cpu.py``.
 
 Needs an installed package and its extra `peers`; a peer that is missing is left out, and one that
-is installed for another interpreter is found with ``--python paddle=/path/to/python``.
+is installed for another interpreter is found with ``--python paddle=/path/to/python``. With
+``--bridge`` it is `cupy_lstm.torch.LSTM` that is compared, as ours.
 
 How it is measured
 ------------------
@@ -24,6 +25,8 @@ of the rounds and their quartiles.
 - *of sgemm* is the arithmetic of the LSTM's matrix products (of valid steps; three times that in
   training) per time, over the rate of NumPy's matrix product of the same dtype, measured in our
   process in every round: the median over the rounds, each with its own rate.
+- On a machine that others use, too, one thread with ``--threads 1 --clock cpu`` still compares: it
+  counts the time for which the process was on a CPU. Threads that wait in a loop would count, too.
 - *MB* is the memory of the case: the resident peak during a call above what there was before
   weights and input were made; only Linux keeps such a record. Repeated measurements agree to 0.1
   MB. A library that keeps a pool of memory from an earlier case shows less than it needs.
@@ -41,10 +44,10 @@ from statistics import geometric_mean
 
 from compare.case import Case
 from compare.figures import Goal, summarize
-from compare.libraries import LIBRARIES
+from compare.libraries import LIBRARIES, Bridge
 from compare.processes import OURS, Measurement, Process, prepare, take_turns
 from compare.report import draw, gemm_line, goal_lines, table, write_csv
-from compare.worker import serve
+from compare.worker import CLOCKS, serve
 
 SEQUENCES = (
     Case(100, 1, 64, 64),
@@ -98,8 +101,10 @@ INSTALL_PEERS = "To install it: pip install 'cupy_lstm[peers]'"
 
 def main() -> None:
     options = parsed_options()
+    if options.bridge:
+        LIBRARIES[OURS] = Bridge
     if options.worker:
-        serve(options.worker, options.threads, options.engine)
+        serve(options.worker, options.threads, options.engine, options.clock)
         return
     try:
         import matplotlib  # noqa: F401 - missed before the measurements, not after
@@ -137,6 +142,8 @@ def parsed_options() -> argparse.Namespace:
     add = parser.add_argument
     add("--threads", type=int, default=2, help="of each library, default 2")
     add("--engine", default="auto", help="the one of ours, default the plan's choice")
+    add("--clock", choices=CLOCKS, default="wall", help="cpu: for a machine that is not idle")
+    add("--bridge", action="store_true", help="cupy_lstm.torch.LSTM as ours")
     add("--rounds", type=int, default=7, help="default 7")
     add("--seconds", type=float, default=0.3, help="length of a turn, default 0.3")
     add("--quick", action="store_true", help="3 rounds of 0.05 s: a trial")
@@ -173,6 +180,8 @@ def started_processes(
     for library in LIBRARIES:
         command = [options.python.get(library, sys.executable), __file__, "--worker", library]
         command += ["--threads", str(options.threads), "--engine", options.engine]
+        command += ["--clock", options.clock]
+        command += ["--bridge"] if options.bridge else []
         process = stack.enter_context(Process(command, options.threads, folder / library))
         missing = process.hello.get("missing")
         if missing is None:
@@ -191,7 +200,8 @@ def machine(options: argparse.Namespace) -> str:
     return (
         f"{datetime.date.today()}, {cpu_model()} with {os.cpu_count()} logical cores, "
         f"{platform.system()}, Python {platform.python_version()}, {options.threads} threads, "
-        f"engine {options.engine}, {options.rounds} rounds of {options.seconds} s"
+        f"engine {options.engine}, {options.rounds} rounds of {options.seconds} s, "
+        f"{options.clock} clock"
     )
 
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from cases import Case, results
 
-from cupy_lstm import LSTM, RNN, BiRNN, Linear, LSTMCell
+from cupy_lstm import LSTM, RNN, BiRNN, Dropout, Linear, LSTMCell
+from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.layer import Layer
 
 NO_CALL = (
@@ -120,3 +121,20 @@ def assert_sum_of_gradients(layer, parts):
         terms = [part[name].astype(np.longdouble) for part in parts]
         bound = len(terms) * np.finfo(p.dtype).eps * sum(abs(term).max() for term in terms)
         assert abs(p.grad - sum(terms)).max() <= bound, name
+
+
+def assert_gradient_of_inputs_can_be_left_out(lstm, x, lengths):
+    """Fail unless `lstm_backward` gives the same without it, and one for the inputs only if asked.
+
+    The LSTM has several layers: those above the first need the gradient of their inputs anyway.
+    """
+    weights = [layer.arrays() for layer in lstm._layers]
+    options = {"reverse": lstm._reverse, "dropout": Dropout(0.5, 1, 2)}
+    found = []
+    for wanted in (True, False):
+        y, states, tape = lstm_forward(x, weights, None, lengths, **options)
+        dx, dstates, gradients = lstm_backward(tape, y, states, inputs_wanted=wanted)
+        assert (dx is not None) is wanted
+        found.append([dstates, *map(tuple, gradients)])
+    for one, other in zip(*map(flatten, found), strict=True):
+        assert bool((one == other).all())

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT / "profiling"))
 
 from compare.case import Case
 from compare.figures import Goal, mean_ratio, summarize
-from compare.libraries import LIBRARIES
+from compare.libraries import LIBRARIES, Bridge
 from compare.processes import TOLERANCE, Measurement, Process, prepare, take_turns
 from compare.report import aligned, draw, gemm_line, goal_lines, table, write_csv
 from compare.worker import difference
@@ -232,7 +232,9 @@ def test_other_outputs_stop_the_comparison(error):
 def test_a_process_answers_fails_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", str(ROOT))
     command = [sys.executable, str(ROOT / "profiling/compare_cpu.py"), "--worker", "ours"]
-    with Process([*command, "--engine", "stepwise"], 1, tmp_path / "log") as process:
+    with Process(
+        [*command, "--engine", "stepwise", "--clock", "cpu"], 1, tmp_path / "log"
+    ) as process:
         assert process.hello["version"].startswith("cupy_lstm ")
         for mode in JOBS:
             answer = process.ask("prepare", case=asdict(CASE), mode=mode)
@@ -264,15 +266,17 @@ def test_a_library_that_is_missing_is_named(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
-@pytest.mark.parametrize("library", ["torch", "onnxruntime", "paddle"])
+@pytest.mark.parametrize("library", ["torch", "bridge", "onnxruntime", "paddle"])
 def test_every_library_computes_the_same(library, tmp_path):
-    for name in (library, "onnx") if library == "onnxruntime" else (library,):
+    needed = {"bridge": ["torch"], "onnxruntime": ["onnxruntime", "onnx"]}
+    for name in needed.get(library, [library]):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             pytest.importorskip(name, reason=f"{name} is not installed: no comparison")
     # In a context of its own, since the engine is set for good.
     ours = contextvars.copy_context().run(LIBRARIES["ours"], 2, "stepwise")
-    theirs = LIBRARIES[library](2, "auto")
+    kind = Bridge if library == "bridge" else LIBRARIES[library]
+    theirs = contextvars.copy_context().run(kind, 2, "auto")
     jobs = [(case, mode) for case in TINY for mode in ("inference", "training")]
     jobs.append((Case(5, 1, 4, 6), "stream"))
     compared = 0

@@ -7,6 +7,7 @@ in random order, too.
 import numpy as np
 import pytest
 from cases import CASES, Case, forward, results
+from face import assert_gradient_of_inputs_can_be_left_out, normal
 from full import in_dtypes_by_turns
 from gpu_cases import (
     DTYPES,
@@ -25,7 +26,7 @@ from test_gradients import (
     layer_shapes,
 )
 
-from cupy_lstm import LSTM, RNN, BiRNN, LSTMCell, backend, no_grad, plan
+from cupy_lstm import LSTM, RNN, BiRNN, LSTMCell, backend, engine, no_grad, plan
 from cupy_lstm.backend import sum_dtype
 
 pytestmark = [pytest.mark.gpu_on_cpu, pytest.mark.usefixtures("stepwise")]
@@ -201,3 +202,12 @@ def test_two_rnns_are_a_birnn_and_a_bidirectional_lstm(cupy, dtype):
 
 def test_every_dtype_of_the_package_is_tried_here():
     assert sorted(backend.DTYPES["cupy"]) == sorted(DTYPES)
+
+
+@pytest.mark.parametrize("name", ["persistent", "stepwise"])
+def test_the_gradient_of_the_inputs_can_be_left_out(cupy, name):
+    x = cupy.array(normal(2, 5, 3))
+    with engine(name):
+        assert_gradient_of_inputs_can_be_left_out(
+            LSTM(3, 4, 3, "bidirect", xp="cupy", seed=0), x, [5, 2]
+        )

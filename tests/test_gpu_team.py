@@ -1,6 +1,5 @@
 """The grid and cluster tiers of the engine persistent under the error rule, in every form."""
 
-import os
 from dataclasses import replace
 from unittest import mock
 
@@ -8,6 +7,7 @@ import numpy as np
 import oracle
 import pytest
 from cases import CASES, Case, results, run_oracle
+from full import FULL
 from gpu_cases import arrays_of, assert_device_case, call, on_device, on_host, prepared
 from gpu_on_cpu import order, profile, record
 from gpu_on_cpu.driver.errors import Status, driver_error
@@ -32,7 +32,6 @@ from cupy_lstm.plan import plan_sweep
 
 pytestmark = pytest.mark.gpu_on_cpu
 
-full = bool(os.environ.get("CUPY_LSTM_FULL"))
 NATURAL = {"lanes": "float32", "tensor": "float16", "cluster-lanes": "float32",
            "cluster-tensor": "bfloat16"}  # fmt: skip
 """The dtype that stands for each form where one is enough."""
@@ -50,7 +49,7 @@ def table():
         few = form.endswith("lanes")
         for number, case in enumerate(served):
             marks = ()
-            if few and number % 16 and not full:
+            if few and number % 16 and not FULL:
                 marks = pytest.mark.skip(reason="runs in .ci/full")
             yield pytest.param(form, case, dtype, id=f"{form}-{case.id}-{dtype}", marks=marks)
 
@@ -67,7 +66,7 @@ def test_table(cupy, form, case, dtype, monkeypatch):
 @each_pair
 @each_sample
 def test_sample(cupy, form, case, dtype, monkeypatch):
-    if form.endswith("lanes") and dtype != "float32" and not full:
+    if form.endswith("lanes") and dtype != "float32" and not FULL:
         pytest.skip("runs in .ci/full")
     chosen = choose_teams(monkeypatch, form)
     with card_of(form):
@@ -163,7 +162,7 @@ def test_weights_beyond_the_registers(cupy, form, units, H, monkeypatch):
     ],
 )
 def test_what_the_plan_chooses_runs(cupy, card, dtype, H, tier):
-    if (card, dtype) not in (("A100", "float32"), ("H100", "float16")) and not full:
+    if (card, dtype) not in (("A100", "float32"), ("H100", "float16")) and not FULL:
         pytest.skip("runs in .ci/full")
     case = Case(f"chosen-{H}", T=2, B=3, H=H, states=True, lengths=(2, 0, 1))
     with profile(card):
@@ -183,7 +182,7 @@ def test_what_the_plan_chooses_runs(cupy, card, dtype, H, tier):
 @each_natural
 @pytest.mark.parametrize("steps", [1, 3])
 def test_chunks(cupy, form, dtype, steps, monkeypatch):
-    if form.endswith("lanes") and steps == 1 and not full:
+    if form.endswith("lanes") and steps == 1 and not FULL:
         pytest.skip("runs in .ci/full")
     choose_teams(monkeypatch, form)
     monkeypatch.setattr(persistent, "LAUNCH_STEPS", steps)
@@ -197,12 +196,12 @@ def test_chunks(cupy, form, dtype, steps, monkeypatch):
 @pytest.mark.parametrize("batch_major", [False, True])
 @pytest.mark.parametrize("steps", [range(2, 5), range(0, 4), range(4, 4)])
 def test_a_range_of_steps_is_that_of_stepwise(cupy, form, batch_major, steps, monkeypatch):
-    if (form == "lanes") == batch_major and len(steps) != 3 and not full:
+    if (form == "lanes") == batch_major and len(steps) != 3 and not FULL:
         pytest.skip("runs in .ci/full")
     choose_teams(monkeypatch, form)
     with card_of(form):
         layer = Layer(cupy, 5, 5, 6, 9, 2, (3, 5, 0, 1, 4), batch_major, (False, True))
-        for chunk in (2, 99) if full else (2,):
+        for chunk in (2, 99) if FULL else (2,):
             both = []
             for runner in (persistent, stepwise):
                 outputs, tape = layer.forward(runner, keep=True, chunk=chunk, steps=steps)
@@ -320,14 +319,14 @@ def test_launches_back_to_back_on_streams_and_of_shapes_in_turn(cupy, form, monk
         x = cupy.ones((3, 2, 2), layers[0].dtype)
         first = [lstm(x)[0].get().tobytes() for lstm in layers]
         streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
-        for turn in range(1000 if full else 60):
+        for turn in range(1000 if FULL else 60):
             with streams[turn % 2]:
                 y = layers[turn // 2 % 2](x)[0]
                 assert y.get().tobytes() == first[turn // 2 % 2]
 
 
 @pytest.mark.parametrize("form", ["tensor", "cluster-tensor"])
-@pytest.mark.skipif(not full, reason="runs in .ci/full")
+@pytest.mark.skipif(not FULL, reason="runs in .ci/full")
 def test_ten_thousand_steps(cupy, form, monkeypatch):
     choose_teams(monkeypatch, form)
     steps = 10_000

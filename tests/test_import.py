@@ -10,6 +10,7 @@ import cupy_lstm
 
 OPTIONAL = [
     "cupy",
+    "jax",
     "matplotlib",
     "numba",
     "nvtx",
@@ -19,6 +20,7 @@ OPTIONAL = [
     "safetensors",
     "scipy",
     "statsmodels",
+    "torch",
     "tqdm",
 ]
 
@@ -30,6 +32,16 @@ def test_import_loads_nothing_optional():
     loaded = {name.split(".")[0] for name in json.loads(done.stdout)}
     assert {"cupy_lstm", "numpy"} <= loaded
     assert not loaded & set(OPTIONAL)
+
+
+def test_the_bridge_without_pytorch_is_a_sentence():
+    code = "import sys; sys.modules['torch'] = None; import cupy_lstm; import cupy_lstm.torch"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: cupy_lstm.torch needs PyTorch (https://pytorch.org): importing it failed "
+        "with: "
+    )
 
 
 def test_public_names_are_unique_and_there():

@@ -3,8 +3,6 @@
 A peer runs in float64 and is the reference; ours runs in float32 under the error rule.
 """
 
-import warnings
-
 import numpy as np
 import pytest
 from cases import (
@@ -18,14 +16,9 @@ from cases import (
     results,
 )
 from oracle import Result
+from torch_cases import from_torch, imported, run_torch
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
-
-
-def imported(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return pytest.importorskip(name, reason=f"{name} is not installed: no live comparison")
 
 
 @pytest.fixture(scope="module")
@@ -58,62 +51,6 @@ def assert_ours_agrees(case, lstm, peer):
 
 def doubled(arrays):
     return {name: array.astype(np.float64) for name, array in arrays.items()}
-
-
-# PyTorch: same names and gate order; a projection is stored transposed, as weight_hr.
-
-TORCH_NAMES = {"weight_ho": "weight_hr"}
-
-
-def to_torch(name, array):
-    kind, _, end = name.partition("_l")
-    return f"{TORCH_NAMES.get(kind, kind)}_l{end}", array.T if kind == "weight_ho" else array
-
-
-def from_torch(name, array):
-    kind, _, end = name.partition("_l")
-    ours = {theirs: ours for ours, theirs in TORCH_NAMES.items()}
-    return f"{ours.get(kind, kind)}_l{end}", array.T if kind == "weight_hr" else array
-
-
-def run_torch(torch, case):
-    """Return torch's model and its results, from the float32 arrays of the case."""
-    arrays = build(case, "float32")
-    model = torch.nn.LSTM(
-        case.I,
-        case.H,
-        case.L,
-        bias=case.bias_ih,
-        batch_first=not case.time_major,
-        bidirectional=case.bidirectional,
-        proj_size=case.P,
-        dtype=torch.float64,
-    )
-    weights = dict(to_torch(*item) for item in doubled(arrays.weights).items())
-    model.load_state_dict({name: torch.tensor(w) for name, w in weights.items()})
-    x = torch.tensor(arrays.x, dtype=torch.float64, requires_grad=True)
-    states = arrays.states and tuple(
-        torch.tensor(s, dtype=torch.float64, requires_grad=True) for s in arrays.states
-    )
-    rnn = torch.nn.utils.rnn
-    if arrays.lengths is None:
-        y, (h, c) = model(x, states)
-    else:
-        options = {"batch_first": not case.time_major}
-        packed = rnn.pack_padded_sequence(
-            x, torch.tensor(arrays.lengths), enforce_sorted=False, **options
-        )
-        packed, (h, c) = model(packed, states)
-        y, _ = rnn.pad_packed_sequence(packed, total_length=case.T, **options)
-    outputs = {"y": y, "h": h, "c": c}
-    sum((outputs[n] * torch.tensor(a)).sum() for n, a in arrays.upstream.items()).backward()
-    result = Result(*(a.detach().numpy() for a in (y, h, c)), cells=None, dx=x.grad.numpy())
-    if states:
-        result.dh0, result.dc0 = (s.grad.numpy() for s in states)
-    for name, parameter in model.named_parameters():
-        ours, gradient = from_torch(name, parameter.grad.numpy())
-        result.grads[ours] = gradient
-    return model, result
 
 
 @named(

@@ -78,8 +78,16 @@ def test_the_example_of_torch():
     assert names["module"].bidirectional
 
 
+@pytest.mark.filterwarnings("ignore")  # PyTorch's are not ours to fix
+def test_the_example_of_the_bridge():
+    pytest.importorskip("torch", reason="torch is not installed: the bridge is not tried")
+    names = run(next(example for example in EXAMPLES if "cupy_lstm.torch" in example))
+    assert names["y"].shape == (4, 23, 32)
+    assert names["lstm"].weight_hh_l1.grad.any()
+
+
 def test_there_is_no_example_that_nobody_runs():
-    assert len(EXAMPLES) == 5  # each has a test above
+    assert len(EXAMPLES) == 6  # each has a test above
 
 
 @pytest.mark.parametrize("name", re.findall(r"`cupy_lstm\.(\w+)`", README))

@@ -5,12 +5,13 @@ import weakref
 
 import numpy as np
 import pytest
-from cases import backward, build, forward, make_lstm, results, run_face
+from cases import HOST_ENGINES, backward, build, forward, make_lstm, results, run_face
 from face import (
     CHANGED,
     NO_CALL,
     RICH,
     assert_bit_equal,
+    assert_gradient_of_inputs_can_be_left_out,
     flat_equal,
     flatten,
     grads,
@@ -19,7 +20,7 @@ from face import (
     raised,
 )
 
-from cupy_lstm import LSTM, RNN, BiRNN, LSTMCell, no_grad
+from cupy_lstm import LSTM, RNN, BiRNN, LSTMCell, engine, no_grad
 from cupy_lstm.functional import lstm_backward, lstm_forward
 
 each_layer = pytest.mark.parametrize("kind", ["lstm", "cell", "rnn", "birnn"])
@@ -229,3 +230,12 @@ def test_inputs_are_never_written():
         layer(*given, **options)
         layer.backward(*upstream)
         assert all(map(np.array_equal, arrays, before))
+
+
+@pytest.mark.parametrize("name", HOST_ENGINES)
+def test_the_gradient_of_the_inputs_can_be_left_out(name):
+    for direction in ("forward", "bidirect"):
+        with engine(name):
+            assert_gradient_of_inputs_can_be_left_out(
+                LSTM(3, 4, 3, direction, seed=0), normal(2, 5, 3), [5, 2]
+            )

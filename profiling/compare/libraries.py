@@ -88,13 +88,14 @@ class Torch:
 
         torch.set_num_threads(threads)
         self.torch = torch
+        self.kind = torch.nn.LSTM
         self.version = f"torch {torch.__version__}"
 
     def model(self, case: Case) -> tuple[Any, Callable[[Any], Any]]:
         """Return the LSTM of a case, and the function of the input that gives the output."""
         pack = self.torch.nn.utils.rnn
         first = not case.time_major
-        lstm = self.torch.nn.LSTM(
+        lstm = self.kind(
             case.I,
             case.H,
             case.L,
@@ -148,6 +149,23 @@ class Torch:
             "LSTM": within(mode, lambda: carry(lstm, steps)),
             "LSTMCell": within(mode, lambda: carry(call, rows)),
         }
+
+
+class Bridge(Torch):
+    """The package as a module of PyTorch, with the engine asked for."""
+
+    def __init__(self, threads: int, engine: str) -> None:
+        super().__init__(threads, engine)
+        import cupy_lstm
+        from cupy_lstm.torch import LSTM
+
+        cupy_lstm.engine(engine).__enter__()  # for the life of the process
+        self.kind = LSTM
+        self.version = f"cupy_lstm.torch {cupy_lstm.__version__}"
+
+    def stream(self, case: Case) -> dict[str, Run]:
+        """Return T calls of the LSTM; it has no cell of its own."""
+        return {"LSTM": super().stream(case)["LSTM"]}
 
 
 class Paddle:
