@@ -157,13 +157,12 @@ def backward(
     initial: list[States] = []
     for layer in reversed(range(len(tape.tapes))):
         sweep, runner = tape.tapes.pop(), tape.engines.pop()
-        x = sweep.x
-        T, B = x.shape[:2]
+        (T, B), dtype = sweep.x.shape[:2], sweep.x.dtype
         shape = layer_shape(T, B, sweep.weights)
         rows = _rows_of(layer, shape.D)
-        target = dx if layer == 0 else array_module(x).zeros_like(x)
+        target = dx if layer == 0 else array_module(sweep.x).zeros_like(sweep.x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
-        with stage("layer", shape, x.dtype, layer):
+        with stage("layer", shape, dtype, layer):
             initial.append(
                 runner.backward(
                     sweep,
@@ -175,11 +174,11 @@ def backward(
                     dx=target,
                 )
             )
-        del sweep, x
+        del sweep
         dcells = None
         if layer > 0 and target is not None:
             if tape.dropout is not None:
-                with stage("dropout", shape, x.dtype):
+                with stage("dropout", shape, dtype):
                     tape.dropout.apply(target, layer)
             dy = target.reshape(T, B, shape.D, target.shape[2] // shape.D)
         if layer_done is not None:
