@@ -120,7 +120,7 @@ def test_the_compiled_kernels_of_teams_have_the_instructions_the_model_counts(
         kept = terms * team_cost.FRAGMENT_INSTRUCTIONS
     expected = team_cost.STEP_INSTRUCTIONS[form.kind] + team_cost.CELL_INSTRUCTIONS
     # More by what compilers unroll of the loops over partial sums, for four gates each.
-    assert 0.8 * expected <= sum(once.values()) - kept <= 1.7 * expected
+    assert 0.8 * expected <= sum(once.values()) - kept <= 1.8 * expected
 
 
 def test_teams_have_their_kernels_by_architecture():

@@ -52,25 +52,17 @@ def text_of(form, pattern):
 def weights_of(form, outputs, terms):
     """Return (output, k) of every weight that the threads of a block hold, by the kernels' text."""
     E = elements_of(form)
-    slices, many = THREADS // (outputs // 8), THREADS // 32 // (outputs // 16 or 1)
-    names = {
-        "WARP": 32,
-        "E": E,
-        "K": 8 * E,
-        "OUTPUTS": form.outputs,
-        "slices": slices,
-        "many": many,
-    }
+    span = form.span(outputs)
+    names = {"WARP": 32, "E": E, "K": 8 * E, "OUTPUTS": form.outputs, "span": span, "slices": span}
     if form == LANES:
         sizes = {"thread": THREADS, "j": terms, "n": 8}
-        octet, piece = text_of(form, r"octet = (.*), slice = (.*);")
+        octet, piece = text_of(form, r"octet\((.*)\), slice\((.*)\) \{\}")
         steps = {"octet": octet, "slice": piece}
     else:
         sizes = {"thread": THREADS, "j": terms, "i": 4, "e": E}
-        (warp,) = text_of(form, r"const int warp = (.*);")
-        part, first = text_of(form, r"part = (.*), first = (.*);")
+        many, part, first = text_of(form, r"many\((.*?)\), part\((.*?)\),\s+first\((.*?)\) \{\}")
         lane, k = text_of(form, r"const int lane = (.*), k = (\(part.*);")
-        steps = {"warp": warp, "part": part, "first": first, "lane": lane, "k": k}
+        steps = {"many": many, "part": part, "first": first, "lane": lane, "k": k}
     grids = np.meshgrid(*(np.arange(size) for size in sizes.values()))
     names |= dict(zip(sizes, grids, strict=True))
     for name, text in steps.items():

@@ -39,11 +39,11 @@ STEP_CLOCKS = 500
 """Of a step of a tile that nothing hides, assumed: loads of shared memory, two sigmoids and two
 tanh one after another, three barriers of the block."""
 
-EXCHANGE_CLOCKS = {"grid": 1400, "cluster": 800}
+EXCHANGE_CLOCKS = {"grid": 1300, "cluster": 600}
 """From the last store of a block to the vector in the others, assumed. Through memory: the fence of
-the release, which waits for all stores before it (500), the flag to the L2 cache and back (600),
-the data from there (300): 0.7 us on an H100. In a cluster the same fence, which compilers put
-before its barrier, too, and the barrier with the store to the other's shared memory (300)."""
+the release, until the stores before it have arrived (400), the flag to the L2 cache and back (600),
+the data from there (300): 0.65 us on an H100. In a cluster the same fence, which compilers put
+before its barrier, too, here of stores to shared memory (300), and the barrier (300)."""
 
 BARRIERS = {"grid": 4, "cluster": 3}
 """Of a block in a step of a tile: after the flags, after the copy, after the sums, before the flag;
