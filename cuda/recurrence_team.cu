@@ -45,8 +45,8 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
     const int size = product.entries() * ROWS;
     S* vectors = reinterpret_cast<S*>(product.behind_weights());
     float* sums = reinterpret_cast<float*>(vectors + Exchange<S>::shared_vectors(tiles) * size);
-    float* cells = sums + product.parts() * 4 * units * ROWS;  // [tiles,units,ROWS]: c
-    float* bias = cells + tiles * units * ROWS;            // [4,units]
+    float* cells = sums + product.parts() * 4 * units * ROWS;       // [tiles,units,ROWS]: c
+    float* bias = cells + tiles * units * ROWS;                     // [4,units]
     Slice slice;
     slice.rows = reinterpret_cast<Row*>(bias + 4 * units);
     slice.longest = reinterpret_cast<int*>(slice.rows + tiles * ROWS);
@@ -116,11 +116,11 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_forward(
             S h = {};
             if (active) {
 #pragma unroll
-                for (int g = 0; g < 4; ++g) {
-                    gates[g] += bias[g * units + own];
-                    for (int part = 0; part < product.parts(); ++part)
+                for (int g = 0; g < 4; ++g) gates[g] += bias[g * units + own];
+                for (int part = 0; part < product.parts(); ++part)
+#pragma unroll
+                    for (int g = 0; g < 4; ++g)
                         gates[g] += sums[(part * 4 + g) * units * ROWS + threadIdx.x];
-                }
                 float* c = cells + tile * units * ROWS + threadIdx.x;
                 cell = cell_forward<float>({gates[0], gates[1], gates[2], gates[3]}, *c);
                 h = rounded<S>(cell.m);

@@ -119,9 +119,15 @@ def current_device() -> DeviceFacts:
 _without_clusters: dict[int, str] = {}
 
 
-def refuse_clusters(device: int, reason: str) -> None:
-    """Plan without clusters on a device from now on, though it says it launches them."""
-    _without_clusters[device] = reason
+def refuse_clusters(device: int, reason: str | None) -> None:
+    """Plan without clusters on a device from now on, though it says it launches them.
+
+    A reason of None takes that back.
+    """
+    if reason is None:
+        _without_clusters.pop(device, None)
+    else:
+        _without_clusters[device] = reason
     _read_facts.cache_clear()
 
 

@@ -429,9 +429,12 @@ def test_a_device_that_refuses_clusters_exchanges_through_memory(cupy, monkeypat
             device._read_facts.cache_clear()
 
 
-def test_an_error_of_a_later_launch_is_the_caller_s(cupy, monkeypatch):
+@pytest.mark.parametrize("proven", [True, False])
+def test_an_error_that_is_not_the_cluster_s_is_the_caller_s(cupy, monkeypatch, proven):
+    """Of a later launch, or where the other tier cannot be launched either."""
     with profile("H100"):
-        monkeypatch.setattr(launches, "_proven", {cupy.cuda.device.get_device_id()})
+        device_here = {cupy.cuda.device.get_device_id()}
+        monkeypatch.setattr(launches, "_proven", device_here if proven else set())
 
         def failing(self, found, values):
             raise driver_error(Status.LAUNCH_OUT_OF_RESOURCES, "of another kind")

@@ -87,8 +87,12 @@ class Pass:
                 _proven.add(device)
             except cupy.cuda.driver.CUDADriverError as error:
                 refuse_clusters(device, str(error))
-                self.tier = tier_of(self._shape, self._x, self._training)
-                self.launch(values)
+                try:
+                    self.tier = tier_of(self._shape, self._x, self._training)
+                    self.launch(values)
+                except Exception:
+                    refuse_clusters(device, None)  # nothing else goes either: not their fault
+                    raise
 
     def _launch_blocks(self, blocks: Blocks, values: Mapping[str, Any]) -> None:
         terms = getattr(blocks.tile, f"{self.which}_terms")

@@ -81,6 +81,7 @@ def best_teams(
     )
 
 
+@lru_cache(maxsize=4096)
 def pass_clocks(
     launch: Blocks | Teams, dtype: str, device: DeviceFacts, D: int, training: bool
 ) -> float:
