@@ -90,9 +90,11 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
             if (step < -1 || slice.longest[tile] == 0) continue;
             is_over = false;
             const Row times = slice.rows[tile * ROWS + row];
-            const bool has_begun = is_unit && step < times.count, is_last = step + 1 == times.count;
+            const int b = first_row + tile * ROWS + row;
+            const bool has_begun = is_unit && b < B && step < times.count;
+            const bool is_last = step + 1 == times.count;
             const bool active = has_begun && step >= 0, kept = has_begun && times.before + step >= 0;
-            const int b = first_row + tile * ROWS + row, t = times.first + sign * step;
+            const int t = times.first + sign * step;
             const long long state = (static_cast<long long>(d) * B + b) * H + unit;
             const long long kept_place = ((t - kept_origin) * kept_time + b * kept_row) * D + d;
             const long long place = ((t - origin) * time + b * row_stride) * D + d;
@@ -114,7 +116,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
                     dc_here = dcells[t * dcells_time + b * dcells_row + d * dcells_direction +
                                      unit * dcells_unit];
             }
-            if (has_begun && is_last && b < B) dh_here = dh[state];
+            if (has_begun && is_last) dh_here = dh[state];
 
             if (round > 0) {
                 product.multiply(others.received(tile, round), sums);
@@ -141,7 +143,7 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
             if (active) {
 #pragma unroll
                 for (int g = 0; g < 4; ++g) dz[(place * 4 + g) * H + unit] = gradient[g];
-            } else if (has_begun && b < B) {
+            } else if (has_begun) {
                 dh[state] = dh_here, dc[state] = dc_carried;
             }
             // h after this step is that before the next one.

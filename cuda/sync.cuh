@@ -34,13 +34,13 @@ __device__ __forceinline__ void store_release(unsigned* address, unsigned value)
 #undef PER_SCOPE
 
 #if __CUDA_ARCH__ >= 900
+// All threads of a warp together, as .aligned demands, wherever they come from.
 __device__ __forceinline__ void cluster_arrive_release() {
+    __syncwarp();
     asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void cluster_arrive_relaxed() {
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
-}
 __device__ __forceinline__ void cluster_wait_acquire() {
+    __syncwarp();
     asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
 // Where the block `rank` of the cluster keeps what this block keeps at `pointer`.

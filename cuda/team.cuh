@@ -24,6 +24,7 @@
 // Published vectors are counted from 1 in each tile.
 template <typename S>
 struct GridExchange {
+    static constexpr int BATCH = 3;
     S* vectors;       // [2,tiles,size] of the team, zeros where nobody writes
     unsigned* flags;  // [tiles,blocks] the last vector each block has published, zero at first
     S* copy;          // [size] in shared memory
@@ -57,9 +58,18 @@ struct GridExchange {
                 while (load_acquire<Scope::device>(flags + tile * blocks + i) < count) continue;
         __syncthreads();
         const S* from = vectors + (static_cast<long long>(count % 2) * tiles + tile) * size;
-        constexpr int width = 16 / sizeof(S);
-        for (int i = threadIdx.x; i < size / width; i += blockDim.x)
-            reinterpret_cast<uint4*>(copy)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
+        const int words = size * sizeof(S) / sizeof(uint4);
+        for (int i = threadIdx.x; i < words; i += BATCH * blockDim.x) {
+            uint4 batch[BATCH];  // so many loads on their way before the first is stored
+#pragma unroll
+            for (int j = 0; j < BATCH; ++j)
+                if (i + j * blockDim.x < words)
+                    batch[j] = __ldcg(reinterpret_cast<const uint4*>(from) + i + j * blockDim.x);
+#pragma unroll
+            for (int j = 0; j < BATCH; ++j)
+                if (i + j * blockDim.x < words)
+                    reinterpret_cast<uint4*>(copy)[i + j * blockDim.x] = batch[j];
+        }
         __syncthreads();
         return copy;
     }
@@ -85,7 +95,7 @@ struct ClusterExchange {
     // Nobody may write into a block that has not begun, or that still clears its memory.
     __device__ __forceinline__ void begin() {
         for (int i = threadIdx.x; i < 2 * tiles * size; i += blockDim.x) vectors[i] = S(0.0f);
-        arrive();
+        cluster_arrive_release();
         cluster_wait_acquire();
     }
 
@@ -97,7 +107,7 @@ struct ClusterExchange {
 
     __device__ __forceinline__ void signal(int tile, int) {
         if (latest >= 0) cluster_wait_acquire();
-        arrive();
+        cluster_arrive_release();
         latest = tile;
     }
 
@@ -115,12 +125,6 @@ struct ClusterExchange {
     // Nobody may leave while others write to it.
     __device__ __forceinline__ void end() {
         if (latest >= 0) cluster_wait_acquire();
-    }
-
-private:
-    static __device__ __forceinline__ void arrive() {
-        __syncwarp();
-        cluster_arrive_release();
     }
 };
 template <typename S> using Exchange = ClusterExchange<S>;

@@ -304,8 +304,9 @@ def test_the_plan_asks_for_tf32_as_cupy_does(cupy, monkeypatch):
     monkeypatch.undo()
     gemm._binding.cache_clear()
     assert facts.tf32
-    assert teams.form_for("float32", facts) is teams.TENSOR_TF32
-    assert teams.form_for("float32", replace(facts, compute_capability=(7, 5))) is teams.LANES
+    assert teams.forms_for("float32", facts) == (teams.TENSOR_TF32, teams.LANES)
+    old = replace(facts, compute_capability=(7, 5))
+    assert teams.forms_for("float32", old) == (teams.LANES,)
 
 
 # --- launches ------------------------------------------------------------------------------------
@@ -319,10 +320,12 @@ def test_launches_back_to_back_on_streams_and_of_shapes_in_turn(cupy, form, monk
         x = cupy.ones((3, 2, 2), layers[0].dtype)
         first = [lstm(x)[0].get().tobytes() for lstm in layers]
         streams = [cupy.cuda.Stream(non_blocking=True) for _ in range(2)]
+        outputs = []
         for turn in range(1000 if FULL else 60):
             with streams[turn % 2]:
-                y = layers[turn // 2 % 2](x)[0]
-                assert y.get().tobytes() == first[turn // 2 % 2]
+                outputs.append(layers[turn // 2 % 2](x)[0])
+        for turn, y in enumerate(outputs):
+            assert y.get().tobytes() == first[turn // 2 % 2]
 
 
 @pytest.mark.parametrize("form", ["tensor", "cluster-tensor"])
@@ -429,19 +432,28 @@ def test_a_device_that_refuses_clusters_exchanges_through_memory(cupy, monkeypat
             device._read_facts.cache_clear()
 
 
-@pytest.mark.parametrize("proven", [True, False])
-def test_an_error_that_is_not_the_cluster_s_is_the_caller_s(cupy, monkeypatch, proven):
-    """Of a later launch, or where the other tier cannot be launched either."""
-    with profile("H100"):
-        device_here = {cupy.cuda.device.get_device_id()}
-        monkeypatch.setattr(launches, "_proven", device_here if proven else set())
+def test_an_error_of_a_later_launch_is_the_caller_s(cupy, monkeypatch):
+    failure = driver_error(Status.LAUNCH_OUT_OF_RESOURCES, "of another kind")
+    fail = mock.Mock(side_effect=failure)
+    with profile("H100"), engine("persistent"):
+        lstm, x = LSTM(4, 150, xp="cupy"), cupy.ones((2, 2, 4), "float32")
+        lstm(x)  # the first of its kind
+        monkeypatch.setattr(launches.Pass, "_launch_teams", fail)
+        with pytest.raises(type(failure)):
+            lstm(x)
+        assert fail.call_count == 1
+        assert not device.refused_clusters()
 
-        def failing(self, found, values):
-            raise driver_error(Status.LAUNCH_OUT_OF_RESOURCES, "of another kind")
 
-        monkeypatch.setattr(launches.Pass, "_launch_teams", failing)
-        with engine("persistent"), pytest.raises(cupy.cuda.driver.CUDADriverError):
+def test_clusters_are_not_blamed_where_nothing_can_be_launched(cupy, monkeypatch):
+    failure = driver_error(Status.LAUNCH_OUT_OF_RESOURCES, "of another kind")
+    fail = mock.Mock(side_effect=failure)
+    monkeypatch.setattr(launches, "_proven", set())
+    monkeypatch.setattr(launches.Pass, "_launch_teams", fail)
+    with profile("H100"), engine("persistent"):
+        with pytest.raises(type(failure)):
             LSTM(4, 150, xp="cupy")(cupy.ones((2, 2, 4), "float32"))
+        assert fail.call_count == 2
         assert not device.refused_clusters()
 
 

@@ -125,6 +125,7 @@ def check_memory(module, name, which, form, dtype, cluster):
         assert not signals
         assert not {names[n] for a in accesses for n in a.parameters} & EXCHANGED
         assert "barrier.cluster.arrive.release.aligned" in body
+        assert "barrier.cluster.arrive.relaxed" not in body
         assert "barrier.cluster.wait.acquire.aligned" in body
         assert "mapa.u64" in body
         return

@@ -49,9 +49,8 @@ VARIANTS = {
     "h at first not published": ("tensor", CASE, "forward", "others.publish(tile, 1,",
                                  "if (false) others.publish(tile, 1,"),
     "a row of no steps goes on": ("tensor", CASE, "forward",
-        "if (is_unit && step < times.count) {\n                const int b",
-        "if (is_unit && step < times.count + (first_row + tile * ROWS + row == 1)) {\n"
-        "                const int b"),
+        "active = is_unit && step < times.count;",
+        "active = is_unit && step < times.count + (first_row + tile * ROWS + row == 1);"),
     "the last state not kept": ("tensor", CASE, "forward", "step + 1 == times.count",
                                 "step + 2 == times.count"),
     "a bias of another unit": ("tensor", CASE, "forward", "bias[g * units + own]",
@@ -78,7 +77,8 @@ VARIANTS = {
                                   "if (step < 0 ||"),
     "slices beside": ("lanes", CASE, "product", "n, slice + j * slices)",
                       "n, slice + j * slices + 1)"),
-    "a term less": ("lanes", WIDE, "product", "(length + slices - 1) / slices", "length / slices"),
+    "a term less": ("lanes", WIDE, "product", "return terms * slices;",
+                    "return (terms - 1) * slices;"),
     "terms of another thread": ("lanes", WIDE, "product", "rest(shared + threadIdx.x)",
                                 "rest(shared + threadIdx.x / 2)"),
     "sums of another octet": ("lanes", CASE, "product", "outputs + octet * OUTPUTS) * ROWS",
@@ -169,13 +169,15 @@ with card_of(form):
     def values(*shape, dtype=dtype):
         return cupy.asarray(np.random.default_rng(0).standard_normal(shape).astype(dtype))
     weights = LayerWeights(*(values(1, 4 * H, *more) for more in ((I,), (H,), (), ())))
-    x, y = values(T, B, I), values(T, B, 1, H)
+    y, none = values(T, B, 1, H), PerWeight(None, None)
     states = values(1, B, H), values(1, B, H, dtype="float32")
-    lengths = cupy.asarray(np.array([1] + [2] * (B - 1)))
-    _, tape = persistent.forward(x, weights, states, lengths, reverse=(True,), y=y, keep=True,
-                                 chunk=9)
-    none = PerWeight(None, None)
-    persistent.backward(tape, y, states, None, wanted=none, gradients=none, dx=None)
+    for reverse, lengths, chunk in (
+        (True, cupy.asarray(np.array([1] + [2] * (B - 1))), 9), (False, None, 1),
+    ):
+        x = values(B, T, I).swapaxes(0, 1)
+        _, tape = persistent.forward(x, weights, states, lengths, reverse=(reverse,), y=y,
+                                     keep=True, chunk=chunk)
+        persistent.backward(tape, y, states, None, wanted=none, gradients=none, dx=None)
 print("all of them")
 """
 UNORDERED = {

@@ -25,8 +25,8 @@ FILES = {
 }
 """The sources of the kernels, by what launches them and pass."""
 
-_proven: set[int] = set()
-"""Devices that have launched a cluster."""
+_proven: set[tuple[int, str, str, int, int]] = set()
+"""Kinds of clusters that a device has launched: device, pass, dtype, blocks, shared memory."""
 
 
 def tier_of(shape: Shape, x: Array, training: bool) -> Blocks | Teams:
@@ -70,21 +70,23 @@ class Pass:
     def launch(self, values: Mapping[str, Any]) -> None:
         """Launch for a chunk, with the values of the kernel's parameters by their names.
 
-        A device may say that it launches clusters, and refuse the first: then it has none, and the
-        blocks exchange through memory.
+        A device may say that it launches clusters, and refuse the first of a kind: then it has
+        none, and the blocks exchange through memory.
         """
-        device: int = self._x.device.id
-        tier = self.tier
+        device, dtype, tier = self._x.device.id, self._x.dtype.name, self.tier
         if isinstance(tier, Blocks):
             self._launch_blocks(tier, values)
-        elif tier.tier != "cluster" or device in _proven:
+            return
+        shared_bytes = getattr(tier, self.which).shared_bytes
+        kind = device, self.which, dtype, tier.blocks, shared_bytes
+        if tier.tier != "cluster" or kind in _proven:
             self._launch_teams(tier, values)
         else:
             import cupy
 
             try:
                 self._launch_teams(tier, values)
-                _proven.add(device)
+                _proven.add(kind)
             except cupy.cuda.driver.CUDADriverError as error:
                 refuse_clusters(device, str(error))
                 try:
