@@ -15,6 +15,15 @@
 #include "team.cuh"
 #include "team_product.cuh"
 
+// A row and a unit at a step.
+struct Cell {
+    long long state;  // its place in [D,B,H]
+    int b, t;         // row of the batch, time
+    int kept;         // number of the step among those kept, negative before them
+    bool has_begun;   // whether the row has this step, or has one after it
+    bool is_last;     // whether it is the row's last
+};
+
 template <typename S, typename Product>
 __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
     const S* __restrict__ weight_hh,        // [D,4H,H]
@@ -80,6 +89,18 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
 
     const int kept_origin = backwards ? T - kept_stop : kept_start;
     const int origin = backwards ? T - stop : start;
+    // Where the cell is at a step: found before and after a product, during which registers are short.
+    const auto cell_at = [&](int tile, int step) {
+        const Row times = slice.rows[tile * ROWS + row];
+        Cell cell;
+        cell.b = first_row + tile * ROWS + row;
+        cell.t = times.first + sign * step;
+        cell.has_begun = is_unit && cell.b < B && step < times.count;
+        cell.is_last = step + 1 == times.count;
+        cell.kept = times.before + step;
+        cell.state = (static_cast<long long>(d) * B + cell.b) * H + unit;
+        return cell;
+    };
     // Each tile begins with its own last step. Step -1 is none: it finds the gradient of the states
     // before the first one.
     bool is_over = false;
@@ -89,50 +110,49 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
             const int step = slice.longest[tile] - 1 - round;
             if (step < -1 || slice.longest[tile] == 0) continue;
             is_over = false;
-            const Row times = slice.rows[tile * ROWS + row];
-            const int b = first_row + tile * ROWS + row;
-            const bool has_begun = is_unit && b < B && step < times.count;
-            const bool is_last = step + 1 == times.count;
-            const bool active = has_begun && step >= 0, kept = has_begun && times.before + step >= 0;
-            const int t = times.first + sign * step;
-            const long long state = (static_cast<long long>(d) * B + b) * H + unit;
-            const long long kept_place = ((t - kept_origin) * kept_time + b * kept_row) * D + d;
-            const long long place = ((t - origin) * time + b * row_stride) * D + d;
 
             // On its way while this block waits for the others and multiplies.
             Gates<float> gate = {};
             float c = 0.0f, c_prev = 0.0f, dh_here = 0.0f, dm = 0.0f, dc_here = 0.0f;
-            if (kept) {
-                const float* here = gates + (kept_place * 4 * H + unit);
-                gate = {here[0], here[H], here[2 * H], here[3 * H]};
-                c = c_steps[kept_place * H + unit];
+            {
+                const Cell cell = cell_at(tile, step);
+                const int b = cell.b, t = cell.t;
+                const long long place = ((t - kept_origin) * kept_time + b * kept_row) * D + d;
+                if (cell.has_begun && cell.kept >= 0) {
+                    const float* here = gates + (place * 4 * H + unit);
+                    gate = {here[0], here[H], here[2 * H], here[3 * H]};
+                    c = c_steps[place * H + unit];
+                }
+                if (cell.has_begun && step >= 0) {
+                    c_prev = cell.kept > 0
+                        ? c_steps[(place - sign * kept_time * D) * H + unit] : c_first[cell.state];
+                    if (dy != nullptr)
+                        dm = widen(
+                            dy[t * dy_time + b * dy_row + d * dy_direction + unit * dy_unit]);
+                    if (dcells != nullptr)
+                        dc_here = dcells[t * dcells_time + b * dcells_row + d * dcells_direction +
+                                         unit * dcells_unit];
+                }
+                if (cell.has_begun && cell.is_last) dh_here = dh[cell.state];
             }
-            if (active) {
-                c_prev = times.before + step > 0
-                    ? c_steps[(kept_place - sign * kept_time * D) * H + unit] : c_first[state];
-                if (dy != nullptr)
-                    dm = widen(dy[t * dy_time + b * dy_row + d * dy_direction + unit * dy_unit]);
-                if (dcells != nullptr)
-                    dc_here = dcells[t * dcells_time + b * dcells_row + d * dcells_direction +
-                                     unit * dcells_unit];
-            }
-            if (has_begun && is_last) dh_here = dh[state];
 
             if (round > 0) {
                 product.multiply(others.received(tile, round), sums);
                 __syncthreads();
-                if (has_begun && !is_last)
-                    for (int part = 0; part < product.parts(); ++part)
-                        dh_here += sums[part * units * ROWS + threadIdx.x];
             }
+            const Cell cell = cell_at(tile, step);
+            const bool active = cell.has_begun && step >= 0;
+            if (round > 0 && cell.has_begun && !cell.is_last)
+                for (int part = 0; part < product.parts(); ++part)
+                    dh_here += sums[part * units * ROWS + threadIdx.x];
             float& dc_carried = cells[tile * units * ROWS + threadIdx.x];
             S gradient[4] = {};
             if (active) {
-                const CellBackward<float> cell = cell_backward<float>(
+                const CellBackward<float> found = cell_backward<float>(
                     gate, c_prev, c, dh_here + dm, dc_carried + dc_here);
-                dc_carried = cell.dc_prev;
-                gradient[0] = rounded<S>(cell.dz.i), gradient[1] = rounded<S>(cell.dz.f);
-                gradient[2] = rounded<S>(cell.dz.g), gradient[3] = rounded<S>(cell.dz.o);
+                dc_carried = found.dc_prev;
+                gradient[0] = rounded<S>(found.dz.i), gradient[1] = rounded<S>(found.dz.f);
+                gradient[2] = rounded<S>(found.dz.g), gradient[3] = rounded<S>(found.dz.o);
 #pragma unroll
                 for (int g = 0; g < 4; ++g)
                     others.publish(tile, round + 1, Product::place(g * H + unit, row),
@@ -140,16 +160,18 @@ __global__ void PLACED __launch_bounds__(THREADS, 1) recurrence_backward(
             }
             if (step >= 0) others.signal(tile, round + 1);
             // What the others need is on its way; the signal waits for no other store.
+            const long long place = ((cell.t - origin) * time + cell.b * row_stride) * D + d;
             if (active) {
 #pragma unroll
                 for (int g = 0; g < 4; ++g) dz[(place * 4 + g) * H + unit] = gradient[g];
-            } else if (has_begun) {
-                dh[state] = dh_here, dc[state] = dc_carried;
+            } else if (cell.has_begun) {
+                dh[cell.state] = dh_here, dc[cell.state] = dc_carried;
             }
             // h after this step is that before the next one.
-            if (has_begun && !is_last)
+            if (cell.has_begun && !cell.is_last)
                 h_prev[(place + sign * time * D) * H + unit] =
-                    kept ? rounded<S>(gate.o * hyperbolic_tangent(c)) : h_first[state];
+                    cell.kept >= 0 ? rounded<S>(gate.o * hyperbolic_tangent(c))
+                                   : h_first[cell.state];
         }
     }
     others.end();

@@ -24,7 +24,6 @@
 // Published vectors are counted from 1 in each tile.
 template <typename S>
 struct GridExchange {
-    static constexpr int BATCH = 3;
     S* vectors;       // [2,tiles,size] of the team, zeros where nobody writes
     unsigned* flags;  // [tiles,blocks] the last vector each block has published, zero at first
     S* copy;          // [size] in shared memory
@@ -59,17 +58,8 @@ struct GridExchange {
         __syncthreads();
         const S* from = vectors + (static_cast<long long>(count % 2) * tiles + tile) * size;
         const int words = size * sizeof(S) / sizeof(uint4);
-        for (int i = threadIdx.x; i < words; i += BATCH * blockDim.x) {
-            uint4 batch[BATCH];  // so many loads on their way before the first is stored
-#pragma unroll
-            for (int j = 0; j < BATCH; ++j)
-                if (i + j * blockDim.x < words)
-                    batch[j] = __ldcg(reinterpret_cast<const uint4*>(from) + i + j * blockDim.x);
-#pragma unroll
-            for (int j = 0; j < BATCH; ++j)
-                if (i + j * blockDim.x < words)
-                    reinterpret_cast<uint4*>(copy)[i + j * blockDim.x] = batch[j];
-        }
+        for (int i = threadIdx.x; i < words; i += blockDim.x)
+            reinterpret_cast<uint4*>(copy)[i] = __ldcg(reinterpret_cast<const uint4*>(from) + i);
         __syncthreads();
         return copy;
     }

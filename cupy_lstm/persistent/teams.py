@@ -38,6 +38,11 @@ UNITS = (128, 64, 32, 16, 8)
 CLUSTERS = (2, 4, 8)
 """Blocks of a cluster: the sizes that every card with clusters has."""
 
+NEIGHBOURS = 18
+"""Multiprocessors that a cluster's can be chosen from, those of a graphics processing cluster at
+most, assumed. Some have fewer, so that fewer clusters fit on a card than multiprocessors would do
+for: on an H100 this makes 14 of 8, where 16 are to be expected."""
+
 COMPUTE_CAPABILITY = (7, 5)
 """The oldest architecture: the kernels spill on those before it."""
 
@@ -258,7 +263,7 @@ def fitting_teams(
     """Yield all teams that a device can launch for a layer.
 
     A multiprocessor holds one block; those of a cluster are on multiprocessors beside each other,
-    so some of a device may stay idle.
+    so some of a device stay idle.
     """
     if (
         device.compute_capability < COMPUTE_CAPABILITY
@@ -274,9 +279,10 @@ def fitting_teams(
         if device.cluster_launch and needed <= max(CLUSTERS):
             sizes["cluster"] = next(size for size in CLUSTERS if size >= needed)
         for tier, blocks in sizes.items():
-            found = teams_of(
-                tier, form, units, blocks, B, H, D, ITEMSIZE[dtype], device.multiprocessors
-            )
+            most = device.multiprocessors
+            if tier == "cluster":
+                most = most // NEIGHBOURS * (NEIGHBOURS // blocks) * blocks
+            found = teams_of(tier, form, units, blocks, B, H, D, ITEMSIZE[dtype], most)
             if found is None:
                 continue
             works = (found.forward, found.backward) if training else (found.forward,)
