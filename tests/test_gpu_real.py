@@ -7,13 +7,17 @@ on the test bed, too, so that what a card will run is known to run, and to fail 
 import ctypes
 import importlib.util
 import sys
+from contextlib import nullcontext
 from types import ModuleType
 
 import pytest
 from cases import CASES, results
 from gpu_cases import assert_device_case, each_dtype, run_on_device
+from team_cases import FORMS, SAMPLE, card_of, choose_teams
 
-from cupy_lstm import gemm, info
+from cupy_lstm import engine, gemm, info
+from cupy_lstm.device import current_device
+from cupy_lstm.persistent import teams
 
 CELLS = next(case for case in CASES if case.id == "cells-bidirectional")
 
@@ -78,6 +82,27 @@ def test_two_runs_are_bit_equal(device, case, dtype):
     first, second = (results(run_on_device(device, case, dtype)) for _ in range(2))
     for name, array in first.items():
         assert array.tobytes() == second[name].tobytes(), name
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+@pytest.mark.parametrize("form", FORMS)
+@in_both_places(SAMPLE, on_the_bed=[SAMPLE[2]])
+def test_teams(request, device, case, form, dtype, monkeypatch):
+    """Every tier and form that the device has, whatever the plan would choose for so small a layer.
+
+    Rows and hidden sizes that fill nothing, several tiles, both directions, ended and empty rows.
+    """
+    (kind, _), on_bed = FORMS[form], request.node.get_closest_marker("gpu_on_cpu")
+    with card_of(form) if on_bed else nullcontext():
+        facts = current_device()
+        capable = facts.compute_capability >= teams.COMPUTE_CAPABILITY
+        if not capable or kind not in teams.forms_for(dtype, facts):
+            pytest.skip(f"{facts.name} does not use {kind.kind} for {dtype}")
+        if form.startswith("cluster") and not facts.cluster_launch:
+            pytest.skip(f"{facts.name} has no clusters")
+        choose_teams(monkeypatch, form)
+        with engine("persistent"):
+            assert_device_case(case, dtype, run_on_device(device, case, dtype))
 
 
 def test_a_device_without_cublas_is_a_skip_that_says_what_to_install(monkeypatch):
