@@ -41,13 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
         status, path = record(tool, options.command, options.out / "record", environment)
         print(f"\nrecorded by {TOOLS[tool]}")
     recording = read_recording(path)
-    if options.domain != "all":
-        recording.spans = [span for span in recording.spans if span.domain == options.domain]
-    if not recording.spans:
-        # The recorder in Python takes the place of the package.
-        hint = "" if tool == "python" else f": is nvtx installed where the command runs? {INSTALL}"
-        raise SystemExit(f"no range of the domain {options.domain} was recorded{hint}")
-    report(recording, options)
+    report(recording, options, tool)
     return status
 
 
@@ -73,11 +67,17 @@ def parsed_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def report(recording: Recording, options: argparse.Namespace) -> None:
-    """Print and write what is made of a recording."""
+def report(recording: Recording, options: argparse.Namespace, tool: str | None) -> None:
+    """Print and write what is made of a recording; `tool` is None where it was there before."""
+    if options.domain != "all":
+        recording.spans = [span for span in recording.spans if span.domain == options.domain]
     for count, what in ((recording.unclosed, "never closed"), (recording.unopened, "never opened")):
         if count:
             print(f"{count} ranges were {what}")
+    if not recording.spans:
+        # The recorder in Python takes the place of the package.
+        hint = "" if tool == "python" else f": is nvtx installed where the command runs? {INSTALL}"
+        raise SystemExit(f"no range of the domain {options.domain} was recorded{hint}")
     nodes = forest(recording)[options.skip :]
     if not nodes:
         raise SystemExit(f"--skip {options.skip} leaves no range")
