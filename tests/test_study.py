@@ -259,23 +259,23 @@ def test_wrong_options_are_sentences(small, tmp_path):
 )
 def test_options_that_cannot_be_run(capsys, arguments, message):
     with pytest.raises(SystemExit):
-        study.main(arguments)
+        study.parsed_options(arguments)
     assert message in capsys.readouterr().err
 
 
 def test_a_dtype_that_the_module_has_not(tmp_path):
-    arguments = ["--module", "numpy", "--dtype", "float32", "float16", "--out", str(tmp_path)]
+    arguments = [*SMALL, "--dtype", "float32", "float16", "--out", str(tmp_path)]
     with pytest.raises(SystemExit, match=r"--dtype: .*'float32', 'float64'.*received 'float16'"):
         study.main(arguments)
 
 
-def test_nvtx_is_asked_for_before_anything_runs(monkeypatch):
+def test_nvtx_is_asked_for_before_anything_runs(monkeypatch, tmp_path):
     monkeypatch.setattr(study, "chosen_tool", lambda wanted: "nsys")
     monkeypatch.setattr(study, "find_spec", lambda name: None)
     with pytest.raises(
         SystemExit, match=r"by nsys need nvtx: pip install .*\[nvtx\]'.* --tool python"
     ):
-        study.main(["--module", "numpy"])
+        study.main([*SMALL, "--out", str(tmp_path)])
 
 
 def test_the_ranges_can_be_taken_out_of_the_source():
