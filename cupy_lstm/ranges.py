@@ -7,9 +7,11 @@ imports it when the first stage is reached. Without it, or where no tool is atta
 a stage is one call and an empty ``with``; `profiling/range_cost.py` measures what that costs.
 
 Ranges nest, and are closed whatever happens inside them. What an engine does is shown inside a
-layer only, so a stream, which calls engines directly, has none. CUPY_LSTM_RANGES=detail asks for
-more, at a price: a range for every step that Python loops over, and the stages of the engine simd
-one by one, which it otherwise runs in one go.
+layer only, so a stream, which calls engines directly, has none. There is no range for a direction:
+every engine does both at once, in one GEMM, one launch or one loop over the steps.
+
+CUPY_LSTM_RANGES=detail asks for more, at a price: a range for every step that Python loops over,
+and the stages of the engine simd one by one, which it otherwise runs in one go.
 """
 
 import os
@@ -93,17 +95,17 @@ class _Nothing:
 class _Range:
     """A range with attributes that are registered with the tool; any number may be open."""
 
-    __slots__ = ("_attributes", "_tool")
+    __slots__ = ("_attributes", "_layers", "_tool")
 
-    def __init__(self, tool: "_Tool", attributes: Any) -> None:
-        self._tool, self._attributes = tool, attributes
+    def __init__(self, tool: "_Tool", attributes: Any, layers: int) -> None:
+        self._tool, self._attributes, self._layers = tool, attributes, layers
 
     def __enter__(self) -> None:
         self._tool.domain.push_range(self._attributes)
-        self._tool.here.depth = self._tool.depth() + 1
+        self._tool.here.layers = self._tool.layers() + self._layers
 
     def __exit__(self, *exception: object) -> None:
-        self._tool.here.depth -= 1
+        self._tool.here.layers -= self._layers
         self._tool.domain.pop_range()
 
 
@@ -115,7 +117,7 @@ class _Tool:
     detailed : bool
         Whether the finest ranges are wanted.
     here : threading.local
-        Its `depth`: how many ranges are open in a thread.
+        Its `layers`: how many layers are open in a thread.
     """
 
     def __init__(self, domain: Any, detailed: bool) -> None:
@@ -123,9 +125,9 @@ class _Tool:
         self.here = threading.local()
         self.range = lru_cache(RANGES_KEPT)(self._registered)
 
-    def depth(self) -> int:
-        """Return how many ranges are open in this thread."""
-        return getattr(self.here, "depth", 0)
+    def layers(self) -> int:
+        """Return how many layers are open in this thread."""
+        return getattr(self.here, "layers", 0)
 
     def _registered(self, name: str, shape: Shape | None, dtype: Any, number: int | None) -> _Range:
         kind = STAGES[name]
@@ -139,7 +141,7 @@ class _Tool:
             category=kind.category,
             payload=payload,
         )
-        return _Range(self, attributes)
+        return _Range(self, attributes, int(name == "layer"))
 
 
 _NOTHING = _Nothing()
@@ -167,7 +169,7 @@ def stage(
     if _tool is None:
         return _NOTHING
     tool = _found_tool()
-    if tool is None or (STAGES[name].inner and not tool.depth()):
+    if tool is None or (STAGES[name].inner and not tool.layers()):
         return _NOTHING
     return tool.range(name, shape, dtype, number)
 
@@ -177,7 +179,7 @@ def detailed() -> bool:
     if _tool is None:
         return False
     tool = _found_tool()
-    return tool is not None and tool.detailed and tool.depth() > 0
+    return tool is not None and tool.detailed and tool.layers() > 0
 
 
 def each_step(steps: Iterable[Item]) -> Iterable[Item]:
@@ -213,8 +215,15 @@ def _found_tool() -> _Tool | None:
     global _tool
     if _tool is _NOT_ASKED:
         domain = _listened_domain()
-        detail = os.environ.get(SWITCH) == DETAIL
-        _tool = None if domain is None else _Tool(domain, detail)
+        wish = os.environ.get(SWITCH, "")
+        _tool = None if domain is None else _Tool(domain, detailed=wish == DETAIL)
+        if domain is not None and wish not in ("", DETAIL):
+            warnings.warn(
+                f"{SWITCH} must be {DETAIL!r} or empty, received {wish!r}: the finest ranges are "
+                "left out",
+                RuntimeWarning,
+                stacklevel=2,
+            )
     return _tool
 
 

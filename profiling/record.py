@@ -10,8 +10,9 @@ It runs the command under a tool that records NVTX ranges and writes
 - a trace for ui.perfetto.dev, `record.json`.
 
 Tools are, the best one first: Nsight Systems where `nsys` is on the PATH, with the work of the GPU;
-a library of our own that NVTX loads, compiled on the spot; a recorder in Python. --read makes the
-same of a file there is: what one of these has recorded, or any SQLite export of Nsight Systems.
+a library of our own that NVTX loads, compiled on the spot; a recorder in Python. The first two need
+the package nvtx where the command runs. --read makes the same of a file there is: what one of these
+has recorded, or any SQLite export of Nsight Systems.
 
 `profiling/README.md` says how to read the table and the picture.
 """
@@ -25,7 +26,7 @@ from traces.perfetto import write_trace
 from traces.spans import Recording, forest
 from traces.stages import stage_rows, text_table, write_table
 from traces.timeline import draw_timeline
-from traces.tools import TOOLS, chosen_tool, read_recording, record
+from traces.tools import INSTALL, TOOLS, chosen_tool, read_recording, record
 
 from cupy_lstm.ranges import DETAIL, DOMAIN, SWITCH
 
@@ -33,14 +34,14 @@ from cupy_lstm.ranges import DETAIL, DOMAIN, SWITCH
 def main(arguments: list[str] | None = None) -> int:
     options = parsed_options(arguments)
     options.out.mkdir(parents=True, exist_ok=True)
-    status, path = 0, options.read
+    status, path, tool = 0, options.read, None
     if path is None:
         environment = {SWITCH: DETAIL} if options.detail else {}
         tool = chosen_tool(options.tool)
         status, path = record(tool, options.command, options.out / "record", environment)
         print(f"\nrecorded by {TOOLS[tool]}")
     recording = read_recording(path)
-    report(recording, options)
+    report(recording, options, tool)
     return status
 
 
@@ -66,15 +67,17 @@ def parsed_options(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def report(recording: Recording, options: argparse.Namespace) -> None:
-    """Print and write what is made of a recording."""
+def report(recording: Recording, options: argparse.Namespace, tool: str | None) -> None:
+    """Print and write what is made of a recording; `tool` is None where it was there before."""
     if options.domain != "all":
         recording.spans = [span for span in recording.spans if span.domain == options.domain]
     for count, what in ((recording.unclosed, "never closed"), (recording.unopened, "never opened")):
         if count:
             print(f"{count} ranges were {what}")
     if not recording.spans:
-        raise SystemExit(f"no range of the domain {options.domain} was recorded")
+        # The recorder in Python takes the place of the package.
+        hint = "" if tool == "python" else f": is nvtx installed where the command runs? {INSTALL}"
+        raise SystemExit(f"no range of the domain {options.domain} was recorded{hint}")
     nodes = forest(recording)[options.skip :]
     if not nodes:
         raise SystemExit(f"--skip {options.skip} leaves no range")

@@ -14,23 +14,35 @@ It writes `study.csv`, and the pictures `roofline.png`, `time_over_H.png`, `scal
 
 import argparse
 import datetime
+import math
 import os
 import platform
 import sys
 import tempfile
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy
 from studies.grid import BASE, DTYPES, SWEEPS, Point, engines_of, points
-from studies.measure import call_of, memory_bytes, run_points, seconds, stages_of, write_points
+from studies.measure import (
+    call_of,
+    clock_of,
+    memory_bytes,
+    run_points,
+    seconds,
+    stages_of,
+    write_points,
+)
 from studies.results import Result, result_of, write_results
 from traces.machine import Machine, gpu_machine, host_machine
-from traces.tools import TOOLS, chosen_tool, read_recording, record
+from traces.tools import INSTALL, TOOLS, chosen_tool, read_recording, record
 
 import cupy_lstm
+from cupy_lstm.backend import checked_dtype
 from cupy_lstm.device import DeviceFacts, current_device
+from cupy_lstm.plan import ENGINES
 from cupy_lstm.ranges import DETAIL, SWITCH
 
 MISSING = "the study needs matplotlib and tqdm: pip install 'cupy_lstm[forecast]'"
@@ -46,8 +58,14 @@ def main(arguments: list[str] | None = None) -> int:
         from tqdm import tqdm
     except ImportError as error:
         raise SystemExit(f"{error}: {MISSING}") from None
+    tool = usable_tool(options.tool)
     device = found_device(options.module)
     module = "numpy" if device is None else "cupy"
+    try:
+        for dtype in options.dtype or ():
+            checked_dtype(dtype, module)
+    except (TypeError, ValueError, ImportError) as error:
+        raise SystemExit(f"--dtype: {error}") from None
     machine = host_machine() if device is None else gpu_machine(device)
     base = BASE | {"dtype": (options.dtype or DTYPES[module])[0]}
     chosen, left_out = points(
@@ -58,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     for reason in left_out:
         print(f"left out: {reason}")
     options.out.mkdir(parents=True, exist_ok=True)
-    stages = recorded_stages(chosen, options)
+    stages, clock = recorded_stages(chosen, tool)
     measured = []
     for point in tqdm(chosen, unit="point"):
         call = call_of(point)
@@ -66,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
     if device is None:
         machine = machine.or_better(host_machine())
     results = [
-        result_of(point, ms, memory, found, machine, device)
+        result_of(point, ms, memory, found, machine, device, clock)
         for point, (ms, memory), found in zip(chosen, measured, stages, strict=True)
     ]
     heading = described(machine, device)
@@ -86,12 +104,32 @@ def parsed_options(arguments: list[str] | None) -> argparse.Namespace:
     add("--hidden", nargs="+", type=int, default=SWEEPS["H"], help="H of its sweep, I is the same")
     add("--layers", nargs="+", type=int, default=SWEEPS["L"], help="L of its sweep")
     add("--dtype", nargs="+", help="of its sweep; the first one is that of all others")
-    add("--engines", nargs="+", help="default all that run here")
+    add("--engines", nargs="+", choices=ENGINES, help="default all that run here")
     add("--seconds", type=float, default=0.15, help="of calls for each point, default 0.15")
     add("--tool", choices=("auto", *TOOLS), default="auto", help="that records the stages")
     add("--out", type=Path, default=Path(), metavar="DIR", help="of what is written, default here")
     add("--worker", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    for name in ("steps", "batch", "hidden", "layers"):
+        if min(getattr(options, name)) < 1:
+            parser.error(f"--{name} must be at least 1, received {min(getattr(options, name))}")
+    if not 0 <= options.seconds < math.inf:
+        parser.error(f"--seconds must be a finite number from 0 on, received {options.seconds}")
+    return options
+
+
+def usable_tool(wanted: str) -> str:
+    """Return the tool to use.
+
+    Raises
+    ------
+    SystemExit
+        If it cannot be used here, or nothing would be recorded: it needs nvtx, and there is none.
+    """
+    tool = chosen_tool(wanted)
+    if tool != "python" and find_spec("nvtx") is None:
+        raise SystemExit(f"stages recorded by {tool} need nvtx: {INSTALL}, or use --tool python")
+    return tool
 
 
 def swept(options: argparse.Namespace, module: str) -> dict[str, Sequence[Any]]:
@@ -123,9 +161,16 @@ def found_device(module: str) -> DeviceFacts | None:
         return None
 
 
-def recorded_stages(chosen: Sequence[Point], options: argparse.Namespace) -> list[dict[str, int]]:
-    """Run all points in a process under a tool; return the nanoseconds of each one's stages."""
-    tool = chosen_tool(options.tool)
+def recorded_stages(chosen: Sequence[Point], tool: str) -> tuple[list[dict[str, int]], str]:
+    """Run all points in a process under a tool.
+
+    Returns
+    -------
+    stages : list of dict of str to int
+        Nanoseconds of each point's stages.
+    clock : str
+        Whose they are, as of `clock_of`.
+    """
     print(f"stages recorded by {TOOLS[tool]}", flush=True)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -134,7 +179,8 @@ def recorded_stages(chosen: Sequence[Point], options: argparse.Namespace) -> lis
         status, path = record(tool, command, folder / "study", {SWITCH: DETAIL})
         if status:
             raise SystemExit(f"the recorded process ended with status {status}")
-        return stages_of(read_recording(path), len(chosen))
+        recording = read_recording(path)
+        return stages_of(recording, len(chosen)), clock_of(recording)
 
 
 def described(machine: Machine | None, device: DeviceFacts | None) -> str:

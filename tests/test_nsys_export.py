@@ -6,6 +6,7 @@ import os
 import sqlite3
 import stat
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -162,6 +163,20 @@ def test_what_may_be_missing_or_different(tmp_path):
     database.close()
     older = read_export(tmp_path / "x.sqlite")
     assert [one.payload for one in older.spans] == [5, None, None, None]
+
+
+@pytest.mark.parametrize("missing", ["multiprocessors", "clock_hz", "memory_bandwidth"])
+def test_a_gpu_whose_rates_are_not_known_has_no_floor(tmp_path, missing):
+    export = Export()
+    export.gpu(replace(CARDS["A100"], **{missing: 0}))
+    export.span(span("inference", 0, 1000, "pass"))
+    export.span(span("layer 0", 100, 900, "layer", SIZES))
+    export.work("k", 200, 300, 150, PROCESS, THREAD)
+    export.write(tmp_path / "x.sqlite")
+    recording = read_export(tmp_path / "x.sqlite")
+    assert recording.kernels
+    assert script.machine_of(recording) is None
+    assert "floor" not in text_table(stage_rows(forest(recording), None))
 
 
 def test_payloads_that_cannot_be_read_are_none():

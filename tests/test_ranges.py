@@ -114,11 +114,20 @@ def test_with_a_tool_the_domain_is_asked_for_once(not_asked, monkeypatch, wanted
     stub(monkeypatch, Domain=Domain, get_domain=get_domain, enabled=lambda: True)
     monkeypatch.setenv(ranges.SWITCH, wanted)
     with ranges.stage("forward"):
+        assert not ranges.detailed(), "in no layer"
+    with ranges.stage("layer"):
         assert ranges.detailed() == bool(wanted)
-    with ranges.stage("backward"):
-        pass
     assert asked == ["cupy_lstm"]
-    assert ranges._tool.domain.roots == leaf("forward", "backward")
+    assert ranges._tool.domain.roots == leaf("forward", "layer")
+
+
+def test_a_wish_that_is_not_known_is_a_sentence(not_asked, monkeypatch):
+    stub(monkeypatch, Domain=Domain, get_domain=lambda name: Domain(), enabled=lambda: True)
+    monkeypatch.setenv(ranges.SWITCH, "detial")
+    with pytest.warns(RuntimeWarning, match="CUPY_LSTM_RANGES must be 'detail' or empty, .*detial"):
+        ranges.stage("forward")
+    with ranges.stage("layer"):  # and said once
+        assert not ranges.detailed()
 
 
 class NumbersOnly(Domain):
@@ -233,7 +242,8 @@ def test_attributes(domain):
     }  # fmt: skip
     assert (layer.category, layer.color) == ("layer", 0xFF999999)
     assert found["recurrence"].category == "recurrence"
-    assert found["recurrence"].payload["T"] == 7
+    for stage in ("input projection", "recurrence"):
+        assert found[stage].payload == layer.payload
     assert found["forward"].payload is None
 
 
@@ -292,6 +302,15 @@ def test_a_stream_has_none(detailed, name):
     assert detailed.roots == []
 
 
+def test_a_stream_has_none_inside_a_range_that_is_no_layer(detailed):
+    stream = LSTM(3, 4, seed=0).stream(batch=2)
+    x = x_of(B=2)
+    with engine("stepwise"):
+        for _ in ranges.each_load(stream(x) for _ in range(1)):
+            pass
+    assert detailed.roots == leaf("data loading", "data loading")
+
+
 @pytest.mark.parametrize("fixture", ["domain", "detailed"])
 @pytest.mark.parametrize("step", [0, 3])
 def test_an_exception_closes_all(request, monkeypatch, fixture, step):
@@ -313,7 +332,7 @@ def test_an_exception_closes_all(request, monkeypatch, fixture, step):
         lstm(x_of())
     assert found.stack() == []
     assert found.pushed == found.popped == 4 + (fixture == "detailed") * (step + 1)
-    assert ranges._tool.depth() == 0
+    assert ranges._tool.layers() == 0
     monkeypatch.undo()
 
 

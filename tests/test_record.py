@@ -4,6 +4,7 @@
 
 import csv
 import json
+import math
 import os
 import subprocess
 import sys
@@ -18,9 +19,10 @@ sys.path.insert(0, str(ROOT / "profiling"))
 import record as script
 from traces import machine, tools
 from traces.log import read_log
-from traces.perfetto import trace_events
-from traces.spans import Span, forest
+from traces.perfetto import trace_events, write_trace
+from traces.spans import Kernel, Recording, Span, forest
 from traces.stages import stage_rows
+from traces.timeline import draw_timeline
 
 PROGRAM = """
 import numpy as np
@@ -43,7 +45,7 @@ with engine("stepwise"):
                 raise KeyError(step)
     except KeyError:
         pass
-assert ranges._tool.depth() == 0
+assert ranges._tool.layers() == 0
 """
 
 FORWARD = ("input projection", "recurrence")
@@ -103,8 +105,9 @@ def test_domain_category_colour_and_payload(recorded):
         first.setdefault(span.name, span)
     assert first["layer 0"].payload == SIZES
     assert first["layer 1"].payload == SIZES | {"I": 4}
-    assert first["recurrence"].payload == SIZES | {"bytes": 0}
-    assert first["forward"].payload is None
+    assert first["recurrence"].payload == SIZES
+    assert first["dropout"].payload == SIZES | {"I": 4}, "of the layer above"
+    assert first["forward"].payload is first["optimizer step"].payload is None
     from cupy_lstm.ranges import STAGES
 
     for name, span in first.items():
@@ -177,13 +180,112 @@ def test_what_other_programs_do_with_nvtx(tmp_path, tool):
     assert found.unopened == 0
 
 
+WIDE = r"""
+#include <nvtx3/nvToolsExt.h>
+
+int main(void) {
+  nvtxDomainHandle_t domain = nvtxDomainCreateW(L"gr\u00f6\u00dfe");
+  nvtxEventAttributes_t event = {0};
+  event.version = NVTX_VERSION;
+  event.size = NVTX_EVENT_ATTRIB_STRUCT_SIZE;
+  event.messageType = NVTX_MESSAGE_TYPE_REGISTERED;
+  event.message.registered = nvtxDomainRegisterStringW(domain, L"registered \u20ac");
+  event.category = 3;
+  nvtxDomainNameCategoryW(domain, 3, L"of the domain");
+  nvtxDomainRangePushEx(domain, &event);
+  nvtxDomainRangePop(domain);
+  nvtxRangePushW(L"pushed \U0001F600");
+  nvtxRangePop();
+  nvtxRangeEnd(nvtxRangeStartW(L"started"));
+  nvtxMarkW(L"marked");
+  nvtxNameCategoryW(5, L"without one");
+  event.messageType = NVTX_MESSAGE_TYPE_UNICODE;
+  event.message.unicode = L"given";
+  event.category = 5;
+  nvtxRangePushEx(&event);
+  nvtxRangePop();
+  return 0;
+}
+"""
+
+
+def built(source, folder):
+    """Return a C program that uses NVTX."""
+    (folder / "program.c").write_text(source)
+    program = folder / "program"
+    command = [tools.compiler(), "-isystem", tools.headers(), folder / "program.c", "-o", program]
+    subprocess.run([*map(str, command), "-ldl"], check=True)
+    return str(program)
+
+
+@pytest.mark.skipif(bool(tools.why_not("injection")), reason=tools.why_not("injection"))
+def test_texts_of_wide_characters(tmp_path):
+    # The program sets no locale, so nothing may depend on one.
+    status, path = tools.record("injection", [built(WIDE, tmp_path)], tmp_path / "record")
+    assert status == 0
+    found = read_log(path)
+    assert (found.unclosed, found.unopened) == (0, 0)
+    assert [(span.name, span.domain, span.category) for span in found.spans] == [
+        ("registered \u20ac", "größe", "of the domain"),
+        ("pushed \U0001f600", "", ""),
+        ("started", "", ""),
+        ("given", "", "without one"),
+    ]
+    events = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [event["message"] for event in events if event["kind"] == "mark"] == ["marked"]
+
+
+NOT_FINITE = """
+import nvtx, numpy
+
+fields = numpy.dtype([("one", "float32"), ("other", "float64"), ("whole", "int64")])
+for name, payload in {
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "fields": numpy.array((numpy.nan, -numpy.inf, 7), fields),
+    "finite": 0.5,
+}.items():
+    domain = nvtx.get_domain("cupy_lstm")
+    domain.push_range(domain.get_event_attributes(message=name, payload=payload))
+    domain.pop_range()
+"""
+
+
+@pytest.mark.parametrize("tool", [available("injection"), available("python")])
+def test_a_payload_that_is_not_finite_is_null(tmp_path, tool):
+    (tmp_path / "program.py").write_text(NOT_FINITE)
+    command = [sys.executable, str(tmp_path / "program.py")]
+    status, path = tools.record(tool, command, tmp_path / "record")
+    assert status == 0
+    assert {span.name: span.payload for span in read_log(path).spans} == {
+        "nan": None,
+        "inf": None,
+        "fields": {"one": None, "other": None, "whole": 7},
+        "finite": 0.5,
+    }
+
+
+@pytest.mark.parametrize("payload", [math.nan, {"x": -math.inf}, {"x": {"y": [math.nan, 1.0]}}])
+def test_the_trace_has_no_number_that_json_has_not(tmp_path, payload):
+    # As an export of Nsight Systems may hold it.
+    write_trace(Recording([span("a", 0, 1, payload=payload)]), tmp_path / "x.json")
+    text = (tmp_path / "x.json").read_text()
+    assert "null" in text
+    json.loads(text, parse_constant=pytest.fail)
+
+
 def test_a_line_that_is_cut_off_is_a_sentence(tmp_path):
     path = tmp_path / "x.jsonl"
+    with pytest.raises(SystemExit, match=r"x\.jsonl is no file"):
+        read_log(path)
     path.write_text('{"time": 1, "pi')
     with pytest.raises(SystemExit, match=r"x\.jsonl, line 1 is no JSON"):
         read_log(path)
     path.write_text('{"time": 1, "pid": 2, "kind": "pop"}\n')
     with pytest.raises(SystemExit, match=r"x\.jsonl, line 1: the event has no 'domain'"):
+        read_log(path)
+    path.write_text("[1, 2]\n")
+    with pytest.raises(SystemExit, match=r"x\.jsonl, line 1 is no event: is the file a log of"):
         read_log(path)
 
 
@@ -277,7 +379,14 @@ def test_a_command_that_cannot_be_started(tmp_path):
 
 def test_a_program_without_ranges(tmp_path):
     arguments = ["--tool", "python", "--out", str(tmp_path), "--", sys.executable, "-c", ""]
-    with pytest.raises(SystemExit, match="no range of the domain cupy_lstm was recorded"):
+    with pytest.raises(SystemExit, match=r"no range of the domain cupy_lstm was recorded$"):
+        script.main(arguments)
+
+
+@pytest.mark.skipif(bool(tools.why_not("injection")), reason=tools.why_not("injection"))
+def test_a_program_without_nvtx_is_told_what_it_lacks(tmp_path):
+    arguments = ["--tool", "injection", "--out", str(tmp_path), "--", sys.executable, "-c", ""]
+    with pytest.raises(SystemExit, match=r"was recorded: is nvtx installed where .* runs\? pip"):
         script.main(arguments)
 
 
@@ -295,16 +404,12 @@ def span(name, start, end, thread=1, payload=None, category="", domain="d"):
 
 
 def test_ranges_that_only_overlap_are_not_nested():
-    from traces.spans import Recording
-
     spans = [span("a", 0, 10), span("b", 5, 15), span("c", 6, 9), span("d", 20, 30, thread=2)]
     nodes = forest(Recording(spans))
     assert tree(nodes) == [("a", []), ("b", [("c", [])]), ("d", [])]
 
 
 def test_shares_are_of_the_outermost_ranges():
-    from traces.spans import Recording
-
     spans = [span("a", 0, 60), span("b", 10, 40), span("b", 40, 50), span("a", 60, 100)]
     rows = stage_rows(forest(Recording(spans)), None)
     found = {row.path: (row.calls, row.total, row.alone, row.share) for row in rows}
@@ -312,8 +417,6 @@ def test_shares_are_of_the_outermost_ranges():
 
 
 def test_the_trace_is_as_perfetto_wants_it():
-    from traces.spans import Kernel, Recording
-
     kernel = Kernel("k", "kernel", 0, 7, 1, 1, 1500, 4000, 6000)
     recording = Recording([span("a", 1000, 3500, payload={"T": 5})], [kernel])
     events = trace_events(recording)["traceEvents"]
@@ -323,3 +426,24 @@ def test_the_trace_is_as_perfetto_wants_it():
     }  # fmt: skip
     assert (events[1]["ts"], events[1]["dur"], events[1]["tid"]) == (3.0, 2.0, 7)
     assert {event["args"]["name"] for event in events[2:]} == {"process 1", "GPU 0"}
+
+
+def test_the_legend_has_every_name_of_a_colour(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    from matplotlib.figure import Figure
+
+    seen = []
+    real = Figure.savefig
+
+    def saved(figure, path, **options):
+        (legend,) = figure.legends
+        seen.extend(text.get_text() for text in legend.get_texts())
+        real(figure, path, **options)
+
+    monkeypatch.setattr(Figure, "savefig", saved)
+    spans = [
+        span("forward", 0, 10), span("layer 0", 1, 4), span("layer 1", 4, 9),
+        span("inference", 20, 30),
+    ]  # fmt: skip
+    draw_timeline(forest(Recording(spans)), tmp_path / "x.png", "title")
+    assert seen == ["forward", "layer", "inference"]

@@ -17,8 +17,17 @@ sys.path.insert(0, str(ROOT / "profiling"))
 import range_cost
 import study
 from studies.grid import BASE, SWEEPS, Point, engines_of, points
-from studies.measure import DOMAIN, OTHER, RECORDED_CALLS, call_of, memory_bytes, stages_of
-from studies.results import Result, exponent, result_of
+from studies.measure import (
+    DOMAIN,
+    OTHER,
+    RECORDED_CALLS,
+    call_of,
+    clock_of,
+    memory_bytes,
+    stages_of,
+)
+from studies.pictures import Pictures
+from studies.results import Result, exponent, result_of, write_results
 from traces import machine as machines
 from traces.machine import Machine
 from traces.spans import Kernel, Recording, Span
@@ -119,8 +128,10 @@ def test_stages_are_counted_alone_by_the_point_they_lie_in():
     ]  # fmt: skip
     spans.append(span("backward", 200 + 300, 900))  # one more pass of the first call
     spans += [span("backward", start, start + 7) for start in (1900, 2900 - 50)]
-    found = stages_of(Recording(spans), 2)
+    recording = Recording(spans)
+    found = stages_of(recording, 2)
     assert found == [{OTHER: 107, "recurrence": 250}, {OTHER: 100, "dropout": 20}]
+    assert clock_of(recording) == "host"
 
 
 def test_with_a_gpu_its_own_time_counts():
@@ -129,7 +140,34 @@ def test_with_a_gpu_its_own_time_counts():
         Kernel("k", "kernel", 0, 7, 1, 1, launched, 5000 + launched, 5600 + launched - skipped)
         for launched, skipped in ((100, 0), (1100, 10), (2100, 20))
     ]
-    assert stages_of(Recording(spans, work), 1) == [{OTHER: 0, "recurrence": 580}]
+    recording = Recording(spans, work)
+    assert stages_of(recording, 1) == [{OTHER: 0, "recurrence": 580}]
+    assert clock_of(recording) == "GPU"
+
+
+@pytest.mark.parametrize(
+    ("module", "clock", "label"),
+    [
+        ("numpy", "host", "share of the time of a call"),
+        ("cupy", "GPU", "share of the GPU's time of a call"),
+        (
+            "cupy",
+            "host",
+            "share of the host's time of a call (launches; the GPU was not recorded)",
+        ),
+    ],
+)
+def test_the_shares_say_whose_time_they_are_of(tmp_path, module, clock, label):
+    pytest.importorskip("matplotlib", reason="matplotlib is not installed")
+    point = replace(POINT, module=module, engine="stepwise")
+    result = Result(point, "stepwise", 1.0, None, None, 1, 1, 0, {"recurrence": 5}, clock)
+    base = BASE | {"T": point.T, "B": point.B}
+    (axes,) = Pictures([result], base, None, "heading").stages().axes
+    assert axes.get_xlabel() == label
+    write_results([result], None, tmp_path / "x.csv")
+    with (tmp_path / "x.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert row["stage_clock"] == clock
 
 
 def test_memory_is_what_a_call_holds_at_once():
@@ -205,6 +243,39 @@ def test_wrong_options_are_sentences(small, tmp_path):
     if why_not("persistent", "numpy"):  # and no GPU here
         with pytest.raises(SystemExit, match="--module cupy needs CuPy and a GPU"):
             study.found_device("cupy")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--engines", "stepwize"], "--engines: invalid choice: 'stepwize'"),
+        (["--steps", "8", "0"], "--steps must be at least 1, received 0"),
+        (["--batch", "0"], "--batch must be at least 1, received 0"),
+        (["--hidden", "-3"], "--hidden must be at least 1, received -3"),
+        (["--layers", "0"], "--layers must be at least 1, received 0"),
+        (["--seconds", "nan"], "--seconds must be a finite number from 0 on, received nan"),
+        (["--seconds", "-1"], "--seconds must be a finite number from 0 on, received -1.0"),
+    ],
+)
+def test_options_that_cannot_be_run(capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        study.parsed_options(arguments)
+    assert message in capsys.readouterr().err
+
+
+def test_a_dtype_that_the_module_has_not(tmp_path):
+    arguments = [*SMALL, "--dtype", "float32", "float16", "--out", str(tmp_path)]
+    with pytest.raises(SystemExit, match=r"--dtype: .*'float32', 'float64'.*received 'float16'"):
+        study.main(arguments)
+
+
+def test_nvtx_is_asked_for_before_anything_runs(monkeypatch, tmp_path):
+    monkeypatch.setattr(study, "chosen_tool", lambda wanted: "nsys")
+    monkeypatch.setattr(study, "find_spec", lambda name: None)
+    with pytest.raises(
+        SystemExit, match=r"by nsys need nvtx: pip install .*\[nvtx\]'.* --tool python"
+    ):
+        study.main([*SMALL, "--out", str(tmp_path)])
 
 
 def test_the_ranges_can_be_taken_out_of_the_source():

@@ -76,7 +76,7 @@ def forward(
         if lengths is not None:
             _clear(y, part, range(T), T, reverse)
         if z is not None and not inside:
-            with stage("input projection", shape):
+            with stage("input projection", shape, x.dtype):
                 _project(layout, x, weights.weight_ih, part, covered, reverse, z)
         values |= {
             **{"h_before": before[0], "c_before": before[1]},
@@ -87,7 +87,7 @@ def forward(
             **{"z_start": covered.start, "z_stop": covered.stop},
             **{"start": part.start, "stop": part.stop},
         }
-        with stage("recurrence", shape):
+        with stage("recurrence", shape, x.dtype):
             run.launch(values)
         if cells is not None and c_steps is not None:
             _copy_cells(c_steps, lengths, part, covered, reverse, out=cells)
@@ -147,9 +147,9 @@ def backward(
             **_places("time", "row_stride", layout, part, B),
             **{"start": part.start, "stop": part.stop},
         }
-        with stage("recurrence", shape):
+        with stage("recurrence", shape, x.dtype):
             run.launch(values)
-        with stage("gradients", shape):
+        with stage("gradients", shape, x.dtype):
             products = Products(layout, part, tape, dz, wanted, gradients)
             products.add_input_gradients(dx, x_memory)
             products.add_recurrent_gradients(h_prev)

@@ -48,7 +48,7 @@ def forward(
     lengths = None if lengths is None else xp.ascontiguousarray(lengths, dtype="int64")
     before = _readable(xp.ascontiguousarray(states[0])), xp.ascontiguousarray(states[1])
     turns = [(xp.empty_like(before[0]), xp.empty_like(before[1])) for _ in steps[:2]]
-    with stage("recurrence", layer_shape(T, B, weights)):
+    with stage("recurrence", layer_shape(T, B, weights), x.dtype):
         for n, step in enumerate(each_step(steps)):
             after = turns[n % 2]
             layer.run(x, before, after, y=y, cells=cells, lengths=lengths, step=step)

@@ -112,12 +112,12 @@ def forward(
         z, c_steps = z_kept[:, first : first + k], c_kept[:, first : first + k + 1]
         h_steps = h_chunk[:, : k + 1]
         h_steps[:, 0], c_steps[:, 0] = h, c
-        with stage("input projection", shape):
+        with stage("input projection", shape, x.dtype):
             inputs = gather(x, part, reverse, padding, out=x_chunk[:, :k])
             matmul(_rows(inputs), weights.weight_ih.swapaxes(1, 2), out=_rows(z))
             if bias is not None:
                 xp.add(z, bias, out=z)
-        with stage("recurrence", shape):
+        with stage("recurrence", shape, x.dtype):
             recurrence.run(z, h_steps, c_steps, padding)
         scatter(h_steps[:, 1:], part, reverse, padding, out=y)
         if cells is not None:
@@ -263,7 +263,7 @@ class _Backward:
         for start in reversed(range(0, len(tape.steps), self.n or 1)):
             part = tape.steps[start : start + self.n]
             padding = padding_mask(tape.lengths, part, tape.x.shape[0], tape.reverse)
-            with stage("recomputation", self.shape):
+            with stage("recomputation", self.shape, self.x.dtype):
                 h_prev = self.prepare(start, len(part), padding)
             dh_steps, dcell_steps = self.dh_steps[:, : len(part)], None
             if dy is None:
@@ -273,10 +273,10 @@ class _Backward:
             if dcells is not None and self.dcells is not None:
                 dcell_steps = self.dcells[:, : len(part)]
                 gather(dcells, part, tape.reverse, padding, out=dcell_steps)
-            with stage("recurrence", self.shape):
+            with stage("recurrence", self.shape, self.x.dtype):
                 self.recur(dh_steps, dcell_steps, padding)
             self.add_input_gradients(part, padding, dx)
-            with stage("weight gradients", self.shape):
+            with stage("weight gradients", self.shape, self.x.dtype):
                 self.add_recurrent_gradients(h_prev, self.rounded_dh[:, : len(part)])
 
     def prepare(self, start: int, k: int, padding: Array | None) -> Array:
@@ -332,11 +332,11 @@ class _Backward:
         """Add what the chunk's dz means for weight_ih and for the input."""
         tape, x_steps, dz = self.tape, self.x[:, : len(part)], self.gates.dz
         if self.wanted.weight_ih is not None:
-            with stage("weight gradients", self.shape):
+            with stage("weight gradients", self.shape, self.x.dtype):
                 x = gather(tape.x, part, tape.reverse, padding, out=x_steps)
                 self._add_product(dz, x, self.wanted.weight_ih, self.gradients.weight_ih)
         if dx is not None:
-            with stage("input gradient", self.shape):
+            with stage("input gradient", self.shape, self.x.dtype):
                 matmul(_rows(dz), self.weights.weight_ih, out=_rows(x_steps))
                 scatter_add(x_steps, part, tape.reverse, out=dx)
 

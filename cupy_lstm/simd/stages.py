@@ -45,10 +45,10 @@ class Stages:
         """Run all stages."""
         if detailed():
             for name, parts in self._stages:
-                with stage(name, self.layout.shape):
+                with stage(name, self.layout.shape, self.layout.dtype):
                     self._run([parts])
         else:
-            with stage("sweep", self.layout.shape):
+            with stage("sweep", self.layout.shape, self.layout.dtype):
                 self._run([parts for _, parts in self._stages])
         self._stages, self._alive = [], []
 

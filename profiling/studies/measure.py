@@ -111,12 +111,18 @@ def run_points(path: Path) -> None:
             cupy.cuda.Device().synchronize()
 
 
+def clock_of(recording: Recording) -> str:
+    """Return whose time `stages_of` returns: ``"GPU"``, or ``"host"`` where it did nothing."""
+    return "GPU" if recording.kernels else "host"
+
+
 def stages_of(recording: Recording, count: int) -> list[dict[str, int]]:
     """Return for each point the nanoseconds of a call in each stage, in itself alone.
 
     Those of the GPU's work where there is any, else of the host. The shortest of the calls counts,
     stage by stage.
     """
+    with_gpu = clock_of(recording) == "GPU"
     found: list[dict[str, int]] = [{} for _ in range(count)]
     for node in forest(recording):
         if node.span.domain == DOMAIN:
@@ -124,7 +130,7 @@ def stages_of(recording: Recording, count: int) -> list[dict[str, int]]:
             passes = max(1, len(node.children) // RECORDED_CALLS)
             for number, child in enumerate(node.children):
                 call = calls[min(number // passes, RECORDED_CALLS - 1)]
-                _add_stages(child, call, with_gpu=bool(recording.kernels))
+                _add_stages(child, call, with_gpu)
             names = dict.fromkeys(name for call in calls for name in call)
             found[int(node.span.name)] = {
                 name: min(call.get(name, 0) for call in calls) for name in names

@@ -182,7 +182,7 @@ class Pictures:
         axes.set_ylim(len(bars) - 0.4, -0.6)
         axes.set_xlim(0, 1)
         axes.xaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
-        axes.set_xlabel("share of the time of a call")
+        axes.set_xlabel(_share_label(bars))
         handles = [_patch(_stage_colour(name), name) for name in names]
         figure.legend(
             handles=handles, loc="outside lower center", ncols=5, frameon=False, fontsize=8
@@ -252,6 +252,15 @@ def _log2(value: float) -> float:
     from math import log2
 
     return max(0.0, log2(value))
+
+
+def _share_label(results: Sequence[Result]) -> str:
+    """Return what shares of stages are of; all points of a study have one clock."""
+    if any(result.clock == "GPU" for result in results):
+        return "share of the GPU's time of a call"
+    if any(result.point.module == "cupy" for result in results):
+        return "share of the host's time of a call (launches; the GPU was not recorded)"
+    return "share of the time of a call"
 
 
 def _stage_colour(name: str) -> str:

@@ -31,6 +31,8 @@ class Result:
         The most bytes at once.
     stages : dict of str to int
         Nanoseconds of a call in each stage.
+    clock : {"host", "GPU"}
+        Whose nanoseconds: those of the host are, for a GPU, what it took to ask for the work.
     """
 
     point: Point
@@ -42,6 +44,7 @@ class Result:
     moved: int
     memory: int
     stages: dict[str, int]
+    clock: str = "host"
 
     @property
     def us_a_step(self) -> float:
@@ -71,6 +74,7 @@ def result_of(
     stages: dict[str, int],
     machine: Machine | None,
     device: DeviceFacts | None,
+    clock: str = "host",
 ) -> Result:
     """Put together what is known of a point."""
     passes = (False, True) if point.training else (False,)
@@ -85,7 +89,7 @@ def result_of(
             moved += point.T * step_memory_bytes(*sizes)
     floor, predicted = (_milliseconds(times, point.T) for times in (floors, predictions))
     ran = plans[0].engine
-    return Result(point, ran, ms, floor, predicted, flops, moved, memory, stages)
+    return Result(point, ran, ms, floor, predicted, flops, moved, memory, stages, clock)
 
 
 def _milliseconds(us_a_step: Sequence[float | None], steps: int) -> float | None:
@@ -114,7 +118,7 @@ def write_results(results: Sequence[Result], machine: Machine | None, path: Path
                 "floor_ms": result.floor, "predicted_ms": result.predicted,
                 "of_floor": None if result.floor is None else result.floor / result.ms,
                 "flops": result.flops, "moved_bytes": result.moved,
-                "memory_bytes": result.memory,
+                "memory_bytes": result.memory, "stage_clock": result.clock,
                 **{f"share of {name}": shares.get(name, 0.0) for name in names},
             }
         )  # fmt: skip

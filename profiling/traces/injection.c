@@ -13,11 +13,13 @@
  * and a forked child just goes on.
  *
  * A payload is a number, or an object: the fields of a registered schema where they are integers or
- * floating-point numbers, alone or nested; null where it is anything else.
+ * floating-point numbers, alone or nested; null where it is anything else, NaN and infinity among
+ * that, which JSON has no words for. Texts of wide characters are written as UTF-8.
  */
 #define _GNU_SOURCE
 #include <fcntl.h>
 #include <inttypes.h>
+#include <math.h>
 #include <nvtx3/nvToolsExt.h>
 #include <nvtx3/nvToolsExtPayload.h>
 #include <pthread.h>
@@ -71,6 +73,31 @@ static void add_text(Line* line, const char* text) {
   add_byte(line, '"');
 }
 
+static void add_real(Line* line, double number, int digits) {
+  if (isfinite(number))
+    add(line, "%.*g", digits, number);
+  else
+    add(line, "null");
+}
+
+/* Writes a text of wide characters as UTF-8, cut off where it is very long. Not with "%ls": in a
+ * program that has set no locale that knows ASCII alone. */
+static const char* narrow(const wchar_t* wide, char text[TEXT_BYTES]) {
+  char *next = text, *last = text + TEXT_BYTES - 4;
+  for (; wide && *wide && next < last; ++wide) {
+    uint32_t code = (uint32_t)*wide;
+    if (code < 0x80) {
+      *next++ = (char)code;
+      continue;
+    }
+    int more = code < 0x800 ? 1 : code < 0x10000 ? 2 : 3; /* bytes of six bits behind the first */
+    *next++ = (char)(0xFF00 >> (more + 1) | code >> 6 * more);
+    while (more--) *next++ = (char)(0x80 | (code >> 6 * more & 0x3F));
+  }
+  *next = 0;
+  return text;
+}
+
 static int64_t now(void) {
   struct timespec time;
   clock_gettime(CLOCK_MONOTONIC, &time);
@@ -101,15 +128,13 @@ static nvtxStringHandle_t NVTX_API register_text(nvtxDomainHandle_t domain, cons
 
 static nvtxDomainHandle_t NVTX_API create_wide_domain(const wchar_t* name) {
   char text[TEXT_BYTES];
-  snprintf(text, sizeof text, "%ls", name);
-  return create_domain(text);
+  return create_domain(narrow(name, text));
 }
 
 static nvtxStringHandle_t NVTX_API register_wide_text(nvtxDomainHandle_t domain,
                                                       const wchar_t* wide) {
   char text[TEXT_BYTES];
-  snprintf(text, sizeof text, "%ls", wide);
-  return register_text(domain, text);
+  return register_text(domain, narrow(wide, text));
 }
 
 static void add_domain(Line* line, nvtxDomainHandle_t domain) {
@@ -126,13 +151,24 @@ static void NVTX_API name_category(nvtxDomainHandle_t domain, uint32_t number, c
   finish(&line);
 }
 
+static void NVTX_API name_wide_category(nvtxDomainHandle_t domain, uint32_t number,
+                                        const wchar_t* name) {
+  char text[TEXT_BYTES];
+  name_category(domain, number, narrow(name, text));
+}
+
 static void NVTX_API name_default_category(uint32_t number, const char* name) {
   name_category(NULL, number, name);
+}
+
+static void NVTX_API name_wide_default_category(uint32_t number, const wchar_t* name) {
+  name_wide_category(NULL, number, name);
 }
 
 /* ---- payloads ----------------------------------------------------------------------------- */
 
 enum { SCHEMAS = 256, FIELDS = 16, FIELD_NAME = 32, DEEPEST = 4 };
+enum { FLOAT_DIGITS = 9, DOUBLE_DIGITS = 17 }; /* with which the same number is read back */
 
 typedef struct {
   char name[FIELD_NAME];
@@ -170,26 +206,30 @@ static uint64_t NVTX_API register_schema(nvtxDomainHandle_t domain,
 }
 
 static void add_binary(Line* line, uint64_t type, const char* data, int depth) {
-#define NUMBER(name, kind, format, wide)   \
+#define VALUE(name, kind, written)         \
   case NVTX_PAYLOAD_ENTRY_TYPE_##name: {   \
     kind value;                            \
     memcpy(&value, data, sizeof value);    \
-    add(line, format, (wide)value);        \
+    written;                               \
     return;                                \
   }
+#define SIGNED(name, kind) VALUE(name, kind, add(line, "%" PRId64, (int64_t)value))
+#define UNSIGNED(name, kind) VALUE(name, kind, add(line, "%" PRIu64, (uint64_t)value))
   switch (type) {
-    NUMBER(INT8, int8_t, "%" PRId64, int64_t)
-    NUMBER(INT16, int16_t, "%" PRId64, int64_t)
-    NUMBER(INT32, int32_t, "%" PRId64, int64_t)
-    NUMBER(INT64, int64_t, "%" PRId64, int64_t)
-    NUMBER(UINT8, uint8_t, "%" PRIu64, uint64_t)
-    NUMBER(UINT16, uint16_t, "%" PRIu64, uint64_t)
-    NUMBER(UINT32, uint32_t, "%" PRIu64, uint64_t)
-    NUMBER(UINT64, uint64_t, "%" PRIu64, uint64_t)
-    NUMBER(FLOAT32, float, "%.9g", double)
-    NUMBER(FLOAT64, double, "%.17g", double)
+    SIGNED(INT8, int8_t)
+    SIGNED(INT16, int16_t)
+    SIGNED(INT32, int32_t)
+    SIGNED(INT64, int64_t)
+    UNSIGNED(UINT8, uint8_t)
+    UNSIGNED(UINT16, uint16_t)
+    UNSIGNED(UINT32, uint32_t)
+    UNSIGNED(UINT64, uint64_t)
+    VALUE(FLOAT32, float, add_real(line, value, FLOAT_DIGITS))
+    VALUE(FLOAT64, double, add_real(line, value, DOUBLE_DIGITS))
   }
-#undef NUMBER
+#undef UNSIGNED
+#undef SIGNED
+#undef VALUE
   uint64_t number = type - NVTX_PAYLOAD_SCHEMA_ID_DYNAMIC_START;
   if (type < NVTX_PAYLOAD_SCHEMA_ID_DYNAMIC_START || number >= SCHEMAS || depth > DEEPEST ||
       schemas[number].count == 0) {
@@ -215,10 +255,10 @@ static void add_payload(Line* line, const nvtxEventAttributes_t* event) {
   switch (event->payloadType) {
     case NVTX_PAYLOAD_TYPE_UNSIGNED_INT64: add(line, "%" PRIu64, event->payload.ullValue); return;
     case NVTX_PAYLOAD_TYPE_INT64: add(line, "%" PRId64, event->payload.llValue); return;
-    case NVTX_PAYLOAD_TYPE_DOUBLE: add(line, "%.17g", event->payload.dValue); return;
+    case NVTX_PAYLOAD_TYPE_DOUBLE: add_real(line, event->payload.dValue, DOUBLE_DIGITS); return;
     case NVTX_PAYLOAD_TYPE_UNSIGNED_INT32: add(line, "%" PRIu32, event->payload.uiValue); return;
     case NVTX_PAYLOAD_TYPE_INT32: add(line, "%" PRId32, event->payload.iValue); return;
-    case NVTX_PAYLOAD_TYPE_FLOAT: add(line, "%.9g", (double)event->payload.fValue); return;
+    case NVTX_PAYLOAD_TYPE_FLOAT: add_real(line, event->payload.fValue, FLOAT_DIGITS); return;
   }
   if (event->payloadType == NVTX_PAYLOAD_TYPE_EXT && event->payload.ullValue) {
     const nvtxPayloadData_t* data =
@@ -237,9 +277,7 @@ static void add_event(Line* line, const nvtxEventAttributes_t* event) {
   switch (event->messageType) {
     case NVTX_MESSAGE_TYPE_ASCII: message = event->message.ascii; break;
     case NVTX_MESSAGE_TYPE_REGISTERED: message = (const char*)event->message.registered; break;
-    case NVTX_MESSAGE_TYPE_UNICODE:
-      snprintf(text, sizeof text, "%ls", event->message.unicode);
-      message = text;
+    case NVTX_MESSAGE_TYPE_UNICODE: message = narrow(event->message.unicode, text); break;
   }
   add(line, ", \"category\": %" PRIu32 ", \"color\": %" PRIu32 ", \"message\": ", event->category,
       event->colorType == NVTX_COLOR_ARGB ? event->color : 0);
@@ -308,6 +346,13 @@ static nvtxEventAttributes_t named(const char* message) {
   return event;
 }
 
+static nvtxEventAttributes_t wide_named(const wchar_t* message) {
+  nvtxEventAttributes_t event = {0};
+  event.messageType = NVTX_MESSAGE_TYPE_UNICODE;
+  event.message.unicode = message;
+  return event;
+}
+
 static int NVTX_API push_default(const nvtxEventAttributes_t* event) { return push(NULL, event); }
 static int NVTX_API pop_default(void) { return pop(NULL); }
 static void NVTX_API mark_default(const nvtxEventAttributes_t* event) { mark(NULL, event); }
@@ -328,6 +373,19 @@ static nvtxRangeId_t NVTX_API start_named(const char* message) {
   return start(NULL, &event);
 }
 
+static int NVTX_API push_wide(const wchar_t* message) {
+  nvtxEventAttributes_t event = wide_named(message);
+  return push(NULL, &event);
+}
+static void NVTX_API mark_wide(const wchar_t* message) {
+  nvtxEventAttributes_t event = wide_named(message);
+  mark(NULL, &event);
+}
+static nvtxRangeId_t NVTX_API start_wide(const wchar_t* message) {
+  nvtxEventAttributes_t event = wide_named(message);
+  return start(NULL, &event);
+}
+
 /* ---- what NVTX looks for ------------------------------------------------------------------ */
 
 typedef struct {
@@ -340,13 +398,17 @@ typedef struct {
 static const Replacement core[] = {
     REPLACE(NVTX_CBID_CORE_MarkEx, mark_default),
     REPLACE(NVTX_CBID_CORE_MarkA, mark_named),
+    REPLACE(NVTX_CBID_CORE_MarkW, mark_wide),
     REPLACE(NVTX_CBID_CORE_RangeStartEx, start_default),
     REPLACE(NVTX_CBID_CORE_RangeStartA, start_named),
+    REPLACE(NVTX_CBID_CORE_RangeStartW, start_wide),
     REPLACE(NVTX_CBID_CORE_RangeEnd, end_default),
     REPLACE(NVTX_CBID_CORE_RangePushEx, push_default),
     REPLACE(NVTX_CBID_CORE_RangePushA, push_named),
+    REPLACE(NVTX_CBID_CORE_RangePushW, push_wide),
     REPLACE(NVTX_CBID_CORE_RangePop, pop_default),
     REPLACE(NVTX_CBID_CORE_NameCategoryA, name_default_category),
+    REPLACE(NVTX_CBID_CORE_NameCategoryW, name_wide_default_category),
 };
 
 static const Replacement core2[] = {
@@ -356,6 +418,7 @@ static const Replacement core2[] = {
     REPLACE(NVTX_CBID_CORE2_DomainRangePushEx, push),
     REPLACE(NVTX_CBID_CORE2_DomainRangePop, pop),
     REPLACE(NVTX_CBID_CORE2_DomainNameCategoryA, name_category),
+    REPLACE(NVTX_CBID_CORE2_DomainNameCategoryW, name_wide_category),
     REPLACE(NVTX_CBID_CORE2_DomainRegisterStringA, register_text),
     REPLACE(NVTX_CBID_CORE2_DomainRegisterStringW, register_wide_text),
     REPLACE(NVTX_CBID_CORE2_DomainCreateA, create_domain),

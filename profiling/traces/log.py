@@ -9,6 +9,8 @@ from traces.spans import Recording, Span
 
 Event = dict[str, Any]
 
+QUESTION = "is the file a log of ranges?"
+
 
 def read_log(path: Path) -> Recording:
     """Return what a file of JSON lines holds.
@@ -16,7 +18,7 @@ def read_log(path: Path) -> Recording:
     Raises
     ------
     SystemExit
-        If a line is no event.
+        If there is no such file, or a line is no event.
     """
     categories: dict[tuple[int | None, str, int], str] = {}
     stacks: dict[tuple[int, int, str], list[Event]] = {}
@@ -60,13 +62,16 @@ def _span(begun: Event, end: int, categories: Mapping[tuple[int | None, str, int
 
 
 def _events(path: Path) -> list[Event]:
+    if not path.is_file():
+        raise SystemExit(f"{path} is no file")
     events = []
     with path.open(encoding="utf-8", errors="replace") as file:
         for number, line in enumerate(file, 1):
             try:
-                events.append(json.loads(line))
+                event = json.loads(line)
             except ValueError:
-                raise SystemExit(
-                    f"{path}, line {number} is no JSON: is the file a log of ranges?"
-                ) from None
+                raise SystemExit(f"{path}, line {number} is no JSON: {QUESTION}") from None
+            if not isinstance(event, dict):
+                raise SystemExit(f"{path}, line {number} is no event: {QUESTION}")
+            events.append(event)
     return events

@@ -57,7 +57,7 @@ class Machine:
 
 def gpu_machine(device: DeviceFacts) -> Machine | None:
     """Return the rates of a GPU, None where its driver does not say them."""
-    if not device.clock_hz or not device.memory_bandwidth:
+    if not (device.multiprocessors and device.clock_hz and device.memory_bandwidth):
         return None
     flops = {dtype: flops_per_second(device, dtype) for dtype in DTYPES.values()}
     return Machine(device.name, flops, device.memory_bandwidth, "highest clock, all units busy")

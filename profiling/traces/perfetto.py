@@ -1,6 +1,7 @@
 """A recording as Trace Event JSON, which Perfetto (ui.perfetto.dev) and chrome://tracing read."""
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,9 @@ def trace_events(recording: Recording) -> dict[str, Any]:
         names[span.process] = f"process {span.process}"
         arguments: dict[str, Any] = {"domain": span.domain}
         if isinstance(span.payload, dict):
-            arguments |= span.payload
+            arguments |= _finite(span.payload)
         elif span.payload is not None:
-            arguments["payload"] = span.payload
+            arguments["payload"] = _finite(span.payload)
         events.append(
             {
                 "name": span.name, "cat": span.category or span.domain or "NVTX", "ph": "X",
@@ -49,4 +50,13 @@ def trace_events(recording: Recording) -> dict[str, Any]:
 
 def write_trace(recording: Recording, path: Path) -> None:
     """Write the trace as a file."""
-    path.write_text(json.dumps(trace_events(recording)), encoding="utf-8")
+    path.write_text(json.dumps(trace_events(recording), allow_nan=False), encoding="utf-8")
+
+
+def _finite(value: Any) -> Any:
+    """Return a payload with None for NaN and infinity, which JSON has no words for."""
+    if isinstance(value, dict):
+        return {name: _finite(item) for name, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not isfinite(value) else value

@@ -45,12 +45,12 @@ def draw_timeline(nodes: Sequence[Node], path: Path, title: str, last: int = 6) 
     ends = [node.span.end for node in shown] + [kernel.end for kernel in kernels]
     unit, scale = _unit(max(ends, default=origin + 1) - origin)
     length = (max(ends, default=origin + 1) - origin) / scale
-    stages: dict[str, str] = {}
+    stages: dict[tuple[str, str], None] = {}
     for node in shown:
         for level, inner in _walk(node):
             span = inner.span
             colour = f"#{span.colour & 0xFFFFFF:06x}"
-            stages.setdefault(colour, unnumbered(span.name))
+            stages[unnumbered(span.name), colour] = None
             _bar(
                 axes, level, (span.start - origin) / scale, span.length / scale, length, colour,
                 span.name,
@@ -75,7 +75,7 @@ def draw_timeline(nodes: Sequence[Node], path: Path, title: str, last: int = 6) 
         axes.spines[side].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(
-        handles=_legend(stages, {kernel.kind for kernel in kernels}),
+        handles=_legend([*stages], {kernel.kind for kernel in kernels}),
         loc="outside lower center", ncols=9, frameon=False, fontsize=8.5,
     )  # fmt: skip
     figure.suptitle(title, fontsize=10, x=0.01, ha="left")
@@ -124,10 +124,10 @@ def _unit(nanoseconds: float) -> tuple[str, float]:
     return ("milliseconds", 1e6) if nanoseconds < 2e9 else ("seconds", 1e9)
 
 
-def _legend(stages: dict[str, str], kinds: set[str]) -> list[object]:
+def _legend(stages: Sequence[tuple[str, str]], kinds: set[str]) -> list[object]:
     from matplotlib.patches import Patch
 
-    handles = [Patch(color=colour, label=name) for colour, name in stages.items()]
+    handles = [Patch(color=colour, label=name) for name, colour in stages]
     return handles + [
         Patch(color=colour, label=f"GPU: {kind}")
         for kind, colour in KERNEL_COLOURS.items()

@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 SOURCE = HERE / "injection.c"
 STANDIN = HERE / "standin"
 LOG = "NVTX_RANGES_LOG"
+INSTALL = "pip install 'cupy_lstm[nvtx]'"
 
 TOOLS = {
     "nsys": "Nsight Systems: ranges, and the work of the GPU",
@@ -35,7 +36,7 @@ def why_not(tool: str) -> str:
         if not sys.platform.startswith("linux"):
             return "it is written for Linux"
         if find_spec("nvtx") is None or headers() is None:
-            return "it needs nvtx and its headers: pip install 'cupy_lstm[nvtx]'"
+            return f"it needs nvtx and its headers: {INSTALL}"
         return "" if compiler() else "there is no C compiler: cc, gcc or clang"
     return ""
 

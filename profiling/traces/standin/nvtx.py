@@ -6,6 +6,7 @@ of the package; ranges of other languages are not seen.
 """
 
 import json
+import math
 import os
 import threading
 import time
@@ -35,13 +36,12 @@ def _write(kind, moment, domain, **more):
 
 
 def _plain(payload):
-    """Return a payload as JSON can hold it: arrays with fields as objects."""
+    """Return a payload as JSON can hold it: arrays with fields as objects, null for the rest."""
     names = getattr(getattr(payload, "dtype", None), "names", None)
     if names is not None and payload.ndim == 0:
-        return {name: payload[name].item() for name in names}
-    if payload is None or isinstance(payload, int | float):
-        return payload
-    return None
+        return {name: _plain(payload[name].item()) for name in names}
+    is_number = isinstance(payload, int) or (isinstance(payload, float) and math.isfinite(payload))
+    return payload if is_number else None
 
 
 class Domain:
