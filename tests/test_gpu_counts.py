@@ -172,10 +172,10 @@ def test_backward_is_three_gemms_a_chunk_and_one_gemm_and_one_kernel_a_step(
         assert counts["gemm"] == T + 3 * chunks  # weight_ih, weight_hh, the input
         # A call: seven gradients begin at zero, two are joined over the layers, that of h0 is
         # rounded to a half type. A chunk: h before it, its dy, the sum over its dz and that to
-        # two biases, its dx; x where it is not what the direction reads. CuPy copies `a[i] += b`
-        # once more where an axis has one element, and what it writes next to what it reads.
+        # two biases, its dx; x where it is not what the direction reads. CuPy copies what it
+        # writes next to what it reads.
         if chunk > 1:
-            of_a_call, of_a_chunk = {1: (9, 10), 2: (8, 11)}[directions]
+            of_a_call, of_a_chunk = {1: (9, 6), 2: (8, 11)}[directions]
             of_a_call += dtype in HALF
             assert counts["other"] == of_a_call + chunks * of_a_chunk
     # Nothing else depends on the steps of a chunk, but for what lengths hold in a direction.
