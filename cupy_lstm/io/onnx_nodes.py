@@ -8,6 +8,7 @@ import numpy
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.onnx_graph import Graph, describe, is_standard
+from cupy_lstm.io.onnx_origins import origins
 
 FROM_ONNX = (0, 2, 3, 1)
 """Where our gates i, f, g, o lie among the four blocks of rows of ONNX, which are i, o, f, c."""
@@ -158,21 +159,29 @@ def _weight(
 def _require_no_constant(graph: Graph, names: Sequence[str], H: int) -> None:
     """Raise for inputs that a file may fix, but an LSTM here takes with each call, or not at all.
 
-    Zero states are what a call without any has, and what a file's own inputs or its shapes give is
-    for the caller to give.
+    Zero states are what a call without any has, and a size of what comes in as the length of each
+    row is what a call without lengths has. What the model's own inputs give is for the caller to
+    give.
     """
-    if names[4] and graph.value(names[4]) is not None:
-        raise ValueError("it fixes the sequence lengths, which are given with each call here")
+    if names[4]:
+        lengths = origins(graph, names[4])
+        if not (lengths.given or lengths.size):
+            raise ValueError("it fixes the sequence lengths, which are given with each call here")
     for place, what in ((5, "h"), (6, "c")):
-        state = graph.value(names[place]) if names[place] else None
-        if state is None:
+        if not names[place]:
             continue
-        if not state.ndim or state.shape[-1] != H:
+        state = graph.value(names[place])
+        if state is not None and state.shape[-1:] != (H,):
             raise ValueError(
                 f"its initial {what} has shape {list(state.shape)}, which does not end with its "
                 f"hidden_size {H}: PyTorch writes an LSTM with a projection so, and it is lost"
             )
-        if state.any():
+        if state is None:
+            made_of = origins(graph, names[place])
+            fixed = not (made_of.given or made_of.zero)
+        else:
+            fixed = bool(state.any())
+        if fixed:
             raise ValueError(f"it fixes an initial {what}, which is given with each call here")
     if names[7]:
         peepholes = graph.value(names[7])
