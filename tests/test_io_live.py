@@ -128,6 +128,7 @@ def test_torch(torch, case):
     twin = from_torch(module)
     assert with_absent_bias_as_zeros(twin, double)
     assert same_configuration(twin, double)
+    assert not twin.training
     assert same_weights(from_torch(module.state_dict()), twin)
     assert same_weights(from_torch(module.float()), from_torch(module, dtype="float32"))
     assert to_torch(single).weight_ih_l0.dtype == torch.float32
@@ -139,13 +140,15 @@ def test_torch_of_its_own_making(torch):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = torch.nn.LSTM(3, 6, 2, bidirectional=True, batch_first=True, proj_size=2)
-            self.dropout = torch.nn.Dropout(0.5)
+            options = {"bidirectional": True, "batch_first": True, "proj_size": 2}
+            self.rnns = torch.nn.Sequential(torch.nn.LSTM(3, 6, 2, dropout=0.25, **options))
+            self.dropout, self.batch_first = torch.nn.Dropout(0.5), False
 
-    net, x = Net().double(), normal(2, 7, 3)
-    single = from_torch(net, prefix="rnn.", dtype="float32")
+    net, x = Net().double().eval(), normal(2, 7, 3)
+    single = from_torch(net, prefix="rnns.0.", dtype="float32")
+    assert (single.time_major, single.dropout, single.training) == (False, 0.25, False)
     with torch.no_grad():
-        y, (h, c) = net.rnn(torch.tensor(x).double())
+        y, (h, c) = net.rnns(torch.tensor(x).double())
     truth = {"y": y.numpy(), "h": h.numpy(), "c": c.numpy()}
     first, (second, third) = single(x)
     assert_outputs(single, (first, second, third), truth, x)
@@ -182,6 +185,7 @@ def test_paddle(paddle, case):
     if case.bias_ih or case.bias_hh:
         assert with_absent_bias_as_zeros(twin, double)
     assert same_configuration(twin, double)
+    assert not twin.training
     assert same_weights(from_paddle(layer.state_dict()), twin)
     assert same_weights(from_paddle(dict(layer.named_parameters())), twin)  # shifted where they are
 

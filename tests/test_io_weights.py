@@ -86,13 +86,28 @@ def test_torch_and_back(case):
 class Module:
     """What a module of PyTorch, with tensors on the CPU, looks like from outside."""
 
-    batch_first, dropout = False, 0.25
+    batch_first, time_major, dropout, training = False, True, 0.25, True
 
-    def __init__(self, weights):
+    def __init__(self, weights, **changes):
         self.weights = weights
+        vars(self).update(changes)
 
     def state_dict(self):
         return {name: Tensor(w) for name, w in self.weights.items()}
+
+
+class Wrapper:
+    """A larger module, whose own attributes have the names of those of an LSTM."""
+
+    batch_first = time_major = 7
+    training = True
+
+    def __init__(self, inner, **changes):
+        self.net = type("Net", (), {"rnn": inner})()
+        vars(self).update(changes)
+
+    def state_dict(self):
+        return {f"net.rnn.{name}": w for name, w in self.net.rnn.state_dict().items()}
 
 
 class Tensor:
@@ -116,6 +131,34 @@ def test_from_a_module():
     lstm = from_torch(Module(weights))
     assert (lstm.time_major, lstm.dropout) == (True, 0.25)
     assert same_weights(lstm, from_torch(weights))
+
+
+SOURCES = pytest.mark.parametrize(
+    ("source", "name"), [(from_torch, "torch_bi2"), (from_paddle, "paddle_bi2")]
+)
+
+
+@SOURCES
+@pytest.mark.parametrize("changes", [{"dropout": [0.5]}, {}], ids=["a dropout of its own", ""])
+def test_from_a_module_inside_another_one(source, name, changes):
+    """Layout, dropout and mode are those of the LSTM, whatever is around it has."""
+    weights = Stored(name).weights
+    inner = Module(weights, training=False)
+    lstm = source(Wrapper(inner, **changes), prefix="net.rnn.")
+    assert (lstm.time_major, lstm.dropout, lstm.training) == (True, 0.25, False)
+    assert same_weights(lstm, source(weights))
+    text = raised(ValueError, lambda: source(Wrapper(inner), prefix="net.gone."))
+    assert "it holds no weight of an LSTM" in text
+    lstm = source(Module(weights, dropout=[0.5], batch_first=None, time_major=None))
+    assert (lstm.time_major, lstm.dropout) == (False, 0.0)  # no LSTM as it is known
+
+
+@SOURCES
+def test_the_mode_goes_over(source, name):
+    weights = Stored(name).weights
+    for training in (True, False):
+        assert source(Module(weights, training=training)).training is training
+    assert source(weights).training
 
 
 # --- Paddle --------------------------------------------------------------------------------------
