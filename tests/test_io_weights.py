@@ -386,6 +386,39 @@ def test_layers_of_keras_that_compute_something_else(name):
     assert words in text
 
 
+def arrays_of(I=3, H=4, gates=4, bias=(), D=1):  # noqa: E741
+    """Weights as a layer of Keras gives them, perhaps of another number of gates."""
+    rest = [np.ones((*bias, gates * H), "f4")] if bias is not None else []
+    return D * [np.ones((I, gates * H), "f4"), np.ones((H, gates * H), "f4"), *rest]
+
+
+ALIKE = "all layers of one LSTM have the same units, directions, and biases or none"
+KERAS_ARRAYS = {
+    "a GRU": (arrays_of(gates=3, bias=(2,)), 0, "shapes [3, 12], [4, 12], [2, 12]"),
+    "a SimpleRNN": (arrays_of(gates=1), 0, "shapes [3, 4], [4, 4], [4]"),
+    "a Dense": ([*arrays_of(gates=1)[:1], np.ones(4, "f4")], 0, "shapes [3, 4], [4]"),
+    "no axes": ([np.ones((), "f4")] * 3, 0, "shapes [], [], []"),
+    "another size of the second direction": (
+        arrays_of() + arrays_of(I=5), 0, "shapes [3, 16], [4, 16], [16], [5, 16], [4, 16], [16]",
+    ),
+    "nothing": ([np.ones((3, 0), "f4"), np.ones((0, 0), "f4")], 0, "shapes [3, 0], [0, 0]"),
+    "other features": (
+        arrays_of(I=5), 1, "shapes [5, 16], [4, 16], [16], but the layer before gives 4 f",
+    ),
+    "two directions": (arrays_of(I=4, D=2), 1, ALIKE),
+    "other units": (arrays_of(I=4, H=6), 1, ALIKE),
+    "no bias": (arrays_of(I=4, bias=None), 1, ALIKE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERAS_ARRAYS)
+def test_arrays_of_keras_that_are_no_lstm(name):
+    arrays, place, words = KERAS_ARRAYS[name]
+    text = raised(ValueError, lambda: from_keras([*[arrays_of()] * place, arrays]))
+    assert text.startswith(f"source[{place}] ")
+    assert words in text
+
+
 def test_what_others_have_not():
     projected = LSTM(3, 4, proj_size=2)
     assert "Keras has no projection" in raised(ValueError, lambda: to_keras(projected))

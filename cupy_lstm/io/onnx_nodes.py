@@ -7,11 +7,9 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray
+from cupy_lstm.io.onnx_gates import FROM_ONNX, reordered
 from cupy_lstm.io.onnx_graph import Graph, describe, is_standard
 from cupy_lstm.io.onnx_origins import origins
-
-FROM_ONNX = (0, 2, 3, 1)
-"""Where our gates i, f, g, o lie among the four blocks of rows of ONNX, which are i, o, f, c."""
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -64,11 +62,11 @@ class LSTMNode:
             both = numpy.zeros((2, len(weight_ih)), weight_ih.dtype)
             bias_ih, bias_hh = self.biases[d].reshape(2, -1) if self.biases else both
             end = f"_l{k}{'_reverse' if d else ''}"
-            weights[f"weight_ih{end}"] = _reordered(weight_ih)
-            weights[f"weight_hh{end}"] = _reordered(weight_hh)
+            weights[f"weight_ih{end}"] = reordered(weight_ih, FROM_ONNX)
+            weights[f"weight_hh{end}"] = reordered(weight_hh, FROM_ONNX)
             if biased:
-                weights[f"bias_ih{end}"] = _reordered(bias_ih)
-                weights[f"bias_hh{end}"] = _reordered(bias_hh)
+                weights[f"bias_ih{end}"] = reordered(bias_ih, FROM_ONNX)
+                weights[f"bias_hh{end}"] = reordered(bias_hh, FROM_ONNX)
         return weights
 
 
@@ -85,7 +83,7 @@ def lstm_nodes(graph: Graph) -> list[LSTMNode]:
         if node.op_type == "LSTM" and is_standard(node):
             layer = _read(graph, node)
             if layers and _are_halves(layers[-1], layer):
-                layer = _joined(layers.pop(), layer)
+                layer = _both_directions(layers.pop(), layer)
             layers.append(layer)
     return layers
 
@@ -189,12 +187,6 @@ def _require_no_constant(graph: Graph, names: Sequence[str], H: int) -> None:
             raise ValueError("it has peepholes, an LSTM here has none")
 
 
-def _reordered(weight: HostArray) -> HostArray:
-    """Return [4H,...] with the gates in our order."""
-    gates = weight.reshape(4, -1, *weight.shape[1:])
-    return gates[list(FROM_ONNX)].reshape(weight.shape)
-
-
 def _are_halves(first: LSTMNode, second: LSTMNode) -> bool:
     """Say whether two nodes are the directions of one layer, written one after the other."""
     return (
@@ -205,7 +197,8 @@ def _are_halves(first: LSTMNode, second: LSTMNode) -> bool:
     )
 
 
-def _joined(first: LSTMNode, second: LSTMNode) -> LSTMNode:
+def _both_directions(first: LSTMNode, second: LSTMNode) -> LSTMNode:
+    """Return the layer that two halves make."""
     forward, reverse = sorted((first, second), key=lambda layer: layer.reverse)
     return LSTMNode(
         f"{forward.name} and {reverse.name}",
