@@ -1,4 +1,8 @@
-"""Weights from and to `torch.nn.LSTM`: the same names, a projection transposed."""
+"""Weights from and to `torch.nn.LSTM`: the same names, a projection transposed.
+
+What is known of PyTorch's layout here holds for `cupy_lstm.torch.weights`, too, which reads it from
+a module's own tensors.
+"""
 
 from types import ModuleType
 from typing import Any
