@@ -27,8 +27,6 @@ from cupy_lstm.io import (
     to_torch,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
-
 CASES = [
     Case("live", states=True),
     Case("live-time-major-dropout", L=2, time_major=True, states=True, dropout=0.5),

@@ -18,8 +18,6 @@ from cases import (
 from oracle import Result
 from torch_cases import from_torch, imported, run_torch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
-
 
 @pytest.fixture(scope="module")
 def torch():
