@@ -27,6 +27,13 @@ from cupy_lstm.io import (
     to_torch,
 )
 
+# What others warn of is not ours to fix: their own modules, and what they put down to the caller.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::(google|keras|onnx|paddle|tensorflow|tf2onnx|torch)"),
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated"),
+]
+
 CASES = [
     Case("live", states=True),
     Case("live-time-major-dropout", L=2, time_major=True, states=True, dropout=0.5),
@@ -281,7 +288,7 @@ def test_a_projection_that_torch_exports_is_refused(torch, tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed: no export is tried")
     path = tmp_path / "model.onnx"
-    module = to_torch(LSTM(3, 4, proj_size=2))
+    module = to_torch(LSTM(3, 4, proj_size=2).eval())
     torch.onnx.export(module, (torch.zeros(2, 5, 3),), path, dynamo=True)
     with pytest.raises(ValueError, match="writes an LSTM with a projection so, and it is lost"):
         from_onnx(path)
