@@ -56,18 +56,17 @@ def origins(graph: Graph, name: str) -> Origins:
         if node is None:
             return Origins(given=True)
         sources = list(node.input)
-        if not is_standard(node):
-            computed = True
-        elif node.op_type == "ConstantOfShape":
+        operator = node.op_type if is_standard(node) else None
+        if operator == "ConstantOfShape":
             fillers.append(node)
             sources = []
-        elif node.op_type in SIZES:
+        elif operator in SIZES:
             sized = True
             sources = []
-        elif node.op_type in COPIES:
-            sources = sources if node.op_type == "Concat" else sources[:1]
-        else:
+        elif operator not in COPIES:
             computed = True
+        elif operator != "Concat":
+            sources = sources[:1]
         waiting += [source for source in sources if source and source not in seen]
         seen.update(sources)
     if computed or sized:
