@@ -1,8 +1,10 @@
 """Importing the package is cheap and complete: nothing optional is loaded, every name is there."""
 
+import importlib
 import json
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 
@@ -39,8 +41,21 @@ def test_the_bridge_without_pytorch_is_a_sentence():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "ImportError: cupy_lstm.torch needs PyTorch (https://pytorch.org): importing it failed "
-        "with: "
+        "ImportError: cupy_lstm.torch needs PyTorch 2.4 or later (https://pytorch.org): importing "
+        "it failed with: "
+    )
+
+
+def test_the_bridge_with_an_old_pytorch_is_a_sentence(monkeypatch):
+    old = ModuleType("torch")
+    old.__version__ = "2.3.1"
+    monkeypatch.setitem(sys.modules, "torch", old)
+    for name in [name for name in sys.modules if name.startswith("cupy_lstm.torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(ImportError) as caught:
+        importlib.import_module("cupy_lstm.torch")
+    assert str(caught.value) == (
+        "cupy_lstm.torch needs PyTorch 2.4 or later (https://pytorch.org), found 2.3.1"
     )
 
 

@@ -93,8 +93,10 @@ def test_writing_is_whole_or_not_at_all(path, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_folder_is_not_replaced(tmp_path):
-    raised(IsADirectoryError, lambda: save(LSTM(3, 4), tmp_path))
+def test_a_folder_is_no_file(tmp_path):
+    for call in (lambda: save(LSTM(3, 4), tmp_path), lambda: load(tmp_path)):
+        text = raised(IsADirectoryError, call)
+        assert text.endswith(f" a file, it is a folder: {str(tmp_path)!r}")
     assert tmp_path.is_dir()
 
 

@@ -27,7 +27,12 @@ from cupy_lstm.io import (
     to_torch,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
+# What others warn of is not ours to fix: their own modules, and what they put down to the caller.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:::(google|keras|onnx|paddle|tensorflow|tf2onnx|torch)"),
+    pytest.mark.filterwarnings("ignore:You are using the legacy TorchScript-based ONNX export"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.* is deprecated"),
+]
 
 CASES = [
     Case("live", states=True),
@@ -128,6 +133,7 @@ def test_torch(torch, case):
     twin = from_torch(module)
     assert with_absent_bias_as_zeros(twin, double)
     assert same_configuration(twin, double)
+    assert not twin.training
     assert same_weights(from_torch(module.state_dict()), twin)
     assert same_weights(from_torch(module.float()), from_torch(module, dtype="float32"))
     assert to_torch(single).weight_ih_l0.dtype == torch.float32
@@ -139,13 +145,15 @@ def test_torch_of_its_own_making(torch):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
-            self.rnn = torch.nn.LSTM(3, 6, 2, bidirectional=True, batch_first=True, proj_size=2)
-            self.dropout = torch.nn.Dropout(0.5)
+            options = {"bidirectional": True, "batch_first": True, "proj_size": 2}
+            self.rnns = torch.nn.Sequential(torch.nn.LSTM(3, 6, 2, dropout=0.25, **options))
+            self.dropout, self.batch_first = torch.nn.Dropout(0.5), False
 
-    net, x = Net().double(), normal(2, 7, 3)
-    single = from_torch(net, prefix="rnn.", dtype="float32")
+    net, x = Net().double().eval(), normal(2, 7, 3)
+    single = from_torch(net, prefix="rnns.0.", dtype="float32")
+    assert (single.time_major, single.dropout, single.training) == (False, 0.25, False)
     with torch.no_grad():
-        y, (h, c) = net.rnn(torch.tensor(x).double())
+        y, (h, c) = net.rnns(torch.tensor(x).double())
     truth = {"y": y.numpy(), "h": h.numpy(), "c": c.numpy()}
     first, (second, third) = single(x)
     assert_outputs(single, (first, second, third), truth, x)
@@ -182,6 +190,7 @@ def test_paddle(paddle, case):
     if case.bias_ih or case.bias_hh:
         assert with_absent_bias_as_zeros(twin, double)
     assert same_configuration(twin, double)
+    assert not twin.training
     assert same_weights(from_paddle(layer.state_dict()), twin)
     assert same_weights(from_paddle(dict(layer.named_parameters())), twin)  # shifted where they are
 
@@ -279,7 +288,7 @@ def test_a_projection_that_torch_exports_is_refused(torch, tmp_path):
     for package in ("onnx", "onnxscript"):
         pytest.importorskip(package, reason=f"{package} is not installed: no export is tried")
     path = tmp_path / "model.onnx"
-    module = to_torch(LSTM(3, 4, proj_size=2))
+    module = to_torch(LSTM(3, 4, proj_size=2).eval())
     torch.onnx.export(module, (torch.zeros(2, 5, 3),), path, dynamo=True)
     with pytest.raises(ValueError, match="writes an LSTM with a projection so, and it is lost"):
         from_onnx(path)

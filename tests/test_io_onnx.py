@@ -12,7 +12,7 @@ from onnx_files import File, gates, named, run, weights_of
 from oracle import lstm_oracle
 
 from cupy_lstm import LSTM, RNN
-from cupy_lstm.io import from_keras, from_onnx, from_torch, onnx_export, to_onnx
+from cupy_lstm.io import from_keras, from_onnx, from_torch, onnx_export, onnx_scan, to_onnx
 from cupy_lstm.io.onnx_graph import MOVES
 
 WRITTEN = [
@@ -108,6 +108,33 @@ def test_without_onnx(path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnx", None)
     for call in (lambda: to_onnx(LSTM(3, 4), path), lambda: from_onnx(path)):
         assert "onnx needs onnx: pip install 'cupy_lstm[io]'" in raised(ImportError, call)
+
+
+class ShortIntegers:
+    """NumPy where its default integer has 32 bits, as on Windows before NumPy 2."""
+
+    def __getattr__(self, name):
+        return getattr(np, name)
+
+    def array(self, value, dtype=None):
+        made = np.array(value, dtype)
+        fits = dtype is None and made.dtype.kind == "i" and abs(made).max() < 2**31
+        return made.astype("int32") if fits else made
+
+    def full(self, shape, value):
+        return np.full(shape, value, "int32")
+
+
+@pytest.mark.parametrize("P", [0, 2])
+def test_the_default_integer_of_the_platform_does_not_matter(path, monkeypatch, P):
+    lstm, written = LSTM(3, 4, 2, "bidirect", proj_size=P), []
+    for short in (False, True):
+        if short:
+            for module in (onnx_export, onnx_scan):
+                monkeypatch.setattr(module, "numpy", ShortIntegers())
+        to_onnx(lstm, path, initial_states=True, sequence_length=True)
+        written.append(path.read_bytes())
+    assert written[0] == written[1]
 
 
 # --- read, as others write -----------------------------------------------------------------------

@@ -7,7 +7,7 @@ import onnx
 import pytest
 from face import raised
 from interop_files import FOLDER
-from onnx_files import File, weights_of
+from onnx_files import File, named, weights_of
 
 from cupy_lstm import LSTM
 from cupy_lstm.io import from_onnx, load_state_dict, to_onnx
@@ -151,7 +151,79 @@ def shared_by_very_many(file):
         y = file.node("Squeeze", y, axes=[1])
 
 
+def rows_of(file, *sizes):
+    """Add the shape [1, rows, *sizes] with as many rows as there come in."""
+    shape = file.node("Shape", "x")
+    n = len(file.nodes)
+    rows = file.node("Gather", shape, file.constant(f"axis{n}", np.array([1])))
+    around = [file.constant(f"{k}.{n}", np.array([size])) for k, size in enumerate((1, *sizes))]
+    return file.node("Concat", around[0], rows, *around[1:], axis=0)
+
+
+def expanded(value):
+    def make(file):
+        return file.node("Expand", file.constant("state", value), rows_of(file, 4))
+
+    return make
+
+
+def tiled(value):
+    def make(file):
+        cast = file.node("Cast", file.constant("state", value), to=1)
+        return file.node("Tile", file.node("Unsqueeze", cast, axes=[0]), rows_of(file, 1))
+
+    return make
+
+
+def filled(value):
+    def make(file):
+        tensor = onnx.numpy_helper.from_array(np.array([value], "f4"))
+        state = file.node("ConstantOfShape", rows_of(file, 4), value=tensor)
+        return file.node("Concat", state, expanded(np.zeros((1, 1, 4), "f4"))(file), axis=2)
+
+    return make
+
+
+def computed_state(value):
+    def make(file):
+        return file.node("Add", *2 * [file.constant("state", np.full((1, 2, 4), value, "f4"))])
+
+    return make
+
+
+def sizes_as_a_state(file):
+    return file.node("Cast", expanded_size(file, 1), to=1)
+
+
+def expanded_size(file, axis):
+    size = file.node("Gather", file.node("Shape", "x"), file.constant("axis", np.array([axis])))
+    return file.node("Expand", size, rows_of(file))
+
+
+def with_state(make, place=5):
+    """An input of the node that the graph makes: 4 for lengths, 5 for h, 6 for c."""
+    return lambda file: file.lstm("x", W, R, B, *[""] * (place - 4), make(file))
+
+
+def lengths_of_constants(file):
+    return file.node("Expand", file.constant("n", np.array([3], "i4")), rows_of(file))
+
+
+def one_step_less(file):
+    return file.node("Sub", expanded_size(file, 0), file.constant("one", np.array([1])))
+
+
+HALF, ZERO = np.full((1, 1, 4), 0.5, "f4"), np.zeros((1, 1, 4), "f4")
+
 OTHERS = {
+    "h expanded": (with_state(expanded(HALF)), "it fixes an initial h, which is given"),
+    "c expanded": (with_state(expanded(HALF), 6), "it fixes an initial c, which is given"),
+    "h tiled": (with_state(tiled(HALF[0])), "it fixes an initial h, which is given"),
+    "h filled": (with_state(filled(0.5)), "it fixes an initial h, which is given"),
+    "h computed": (with_state(computed_state(0.5)), "it fixes an initial h, which is given"),
+    "h of sizes": (with_state(sizes_as_a_state), "it fixes an initial h, which is given"),
+    "lengths expanded": (with_state(lengths_of_constants, 4), "it fixes the sequence lengths"),
+    "lengths computed": (with_state(one_step_less, 4), "it fixes the sequence lengths"),
     "peepholes": (with_inputs(P=np.ones((1, 12), "f4")), "it has peepholes"),
     "clipping": (with_attributes(clip=3.0), "it clips at 3, an LSTM here does not"),
     "coupled": (with_attributes(input_forget=1), "gates are coupled"),
@@ -199,6 +271,47 @@ def test_nodes_that_are_refused(path, name):
     build(file)
     file.write()
     assert words in refused(path)
+
+
+def given_state(file):
+    file.inputs.append("s")
+    return file.node("Tile", file.node("Tanh", "s"), rows_of(file, 1))
+
+
+MADE = {
+    "zeros expanded": (expanded(ZERO), 5),
+    "zeros tiled": (tiled(ZERO[0]), 6),
+    "zeros filled": (filled(0), 5),
+    "a state from an input": (given_state, 6),
+    "lengths from an input": (given_state, 4),
+    "all steps": (lambda file: expanded_size(file, 0), 4),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
+def test_states_and_lengths_that_a_call_gives(path, name):
+    file = File(path)
+    with_state(*MADE[name])(file)
+    lstm = from_onnx(file.write())
+    assert np.array_equal(lstm.weight_ih_l0.data, named(W, R, B)["weight_ih_l0"])
+
+
+def test_only_what_a_state_is_made_of_is_read(path):
+    """Where an input has a part in it, nobody looks at the constants."""
+    file = File(path)
+    x = file.node("MatMul", "x", file.constant("encoder", np.ones((3, 4), "f4")))
+    file.lstm("x", W, R, B, "", x)
+    file.constants[0].data_type = 99
+    assert from_onnx(file.write()).hidden_size == 4
+
+
+def test_what_a_state_is_filled_with_is_damaged(path):
+    file = File(path)
+    with_state(filled(0))(file)
+    (node,) = (node for node in file.nodes if node.op_type == "ConstantOfShape")
+    node.attribute[0].t.data_type = 99
+    file.write()
+    assert "the node 'ConstantOfShape" in refused(path)
 
 
 def test_a_long_chain_is_no_danger(path):

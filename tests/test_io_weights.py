@@ -86,13 +86,28 @@ def test_torch_and_back(case):
 class Module:
     """What a module of PyTorch, with tensors on the CPU, looks like from outside."""
 
-    batch_first, dropout = False, 0.25
+    batch_first, time_major, dropout, training = False, True, 0.25, True
 
-    def __init__(self, weights):
+    def __init__(self, weights, **changes):
         self.weights = weights
+        vars(self).update(changes)
 
     def state_dict(self):
         return {name: Tensor(w) for name, w in self.weights.items()}
+
+
+class Wrapper:
+    """A larger module, whose own attributes have the names of those of an LSTM."""
+
+    batch_first = time_major = 7
+    training = True
+
+    def __init__(self, inner, **changes):
+        self.net = type("Net", (), {"rnn": inner})()
+        vars(self).update(changes)
+
+    def state_dict(self):
+        return {f"net.rnn.{name}": w for name, w in self.net.rnn.state_dict().items()}
 
 
 class Tensor:
@@ -116,6 +131,34 @@ def test_from_a_module():
     lstm = from_torch(Module(weights))
     assert (lstm.time_major, lstm.dropout) == (True, 0.25)
     assert same_weights(lstm, from_torch(weights))
+
+
+SOURCES = pytest.mark.parametrize(
+    ("source", "name"), [(from_torch, "torch_bi2"), (from_paddle, "paddle_bi2")]
+)
+
+
+@SOURCES
+@pytest.mark.parametrize("changes", [{"dropout": [0.5]}, {}], ids=["a dropout of its own", ""])
+def test_from_a_module_inside_another_one(source, name, changes):
+    """Layout, dropout and mode are those of the LSTM, whatever is around it has."""
+    weights = Stored(name).weights
+    inner = Module(weights, training=False)
+    lstm = source(Wrapper(inner, **changes), prefix="net.rnn.")
+    assert (lstm.time_major, lstm.dropout, lstm.training) == (True, 0.25, False)
+    assert same_weights(lstm, source(weights))
+    text = raised(ValueError, lambda: source(Wrapper(inner), prefix="net.gone."))
+    assert "it holds no weight of an LSTM" in text
+    lstm = source(Module(weights, dropout=[0.5], batch_first=None, time_major=None))
+    assert (lstm.time_major, lstm.dropout) == (False, 0.0)  # no LSTM as it is known
+
+
+@SOURCES
+def test_the_mode_goes_over(source, name):
+    weights = Stored(name).weights
+    for training in (True, False):
+        assert source(Module(weights, training=training)).training is training
+    assert source(weights).training
 
 
 # --- Paddle --------------------------------------------------------------------------------------
@@ -340,6 +383,39 @@ def test_layers_of_keras_that_compute_something_else(name):
     layer, words = KERAS[name]
     text = raised(ValueError, lambda: from_keras([layer, KerasLayer()]))
     assert text.startswith("source[0] has ")
+    assert words in text
+
+
+def arrays_of(I=3, H=4, gates=4, bias=(), D=1):  # noqa: E741
+    """Weights as a layer of Keras gives them, perhaps of another number of gates."""
+    rest = [np.ones((*bias, gates * H), "f4")] if bias is not None else []
+    return D * [np.ones((I, gates * H), "f4"), np.ones((H, gates * H), "f4"), *rest]
+
+
+ALIKE = "all layers of one LSTM have the same units, directions, and biases or none"
+KERAS_ARRAYS = {
+    "a GRU": (arrays_of(gates=3, bias=(2,)), 0, "shapes [3, 12], [4, 12], [2, 12]"),
+    "a SimpleRNN": (arrays_of(gates=1), 0, "shapes [3, 4], [4, 4], [4]"),
+    "a Dense": ([*arrays_of(gates=1)[:1], np.ones(4, "f4")], 0, "shapes [3, 4], [4]"),
+    "no axes": ([np.ones((), "f4")] * 3, 0, "shapes [], [], []"),
+    "another size of the second direction": (
+        arrays_of() + arrays_of(I=5), 0, "shapes [3, 16], [4, 16], [16], [5, 16], [4, 16], [16]",
+    ),
+    "nothing": ([np.ones((3, 0), "f4"), np.ones((0, 0), "f4")], 0, "shapes [3, 0], [0, 0]"),
+    "other features": (
+        arrays_of(I=5), 1, "shapes [5, 16], [4, 16], [16], but the layer before gives 4 f",
+    ),
+    "two directions": (arrays_of(I=4, D=2), 1, ALIKE),
+    "other units": (arrays_of(I=4, H=6), 1, ALIKE),
+    "no bias": (arrays_of(I=4, bias=None), 1, ALIKE),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", KERAS_ARRAYS)
+def test_arrays_of_keras_that_are_no_lstm(name):
+    arrays, place, words = KERAS_ARRAYS[name]
+    text = raised(ValueError, lambda: from_keras([*[arrays_of()] * place, arrays]))
+    assert text.startswith(f"source[{place}] ")
     assert words in text
 
 

@@ -9,8 +9,6 @@ from face import flat_equal, normal, raised
 from cupy_lstm import LSTM, mse_loss
 from cupy_lstm.interchange import adopted
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
-
 X = normal(2, 5, 3)
 TO_FLOAT32 = "convert it with .astype('float32')"
 

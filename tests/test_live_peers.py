@@ -18,7 +18,8 @@ from cases import (
 from oracle import Result
 from torch_cases import from_torch, imported, run_torch
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # theirs are not ours to fix
+# Each weight twice in a state dict, by two names, of which we give one.
+pytestmark = pytest.mark.filterwarnings("ignore:Skip loading for")
 
 
 @pytest.fixture(scope="module")

@@ -7,14 +7,13 @@ import weakref
 
 import numpy as np
 import pytest
-from torch_cases import imported, normal
+from torch_cases import assert_as_oracle, imported, normal, parameter_gradients
 
 torch = imported("torch", "the bridge is not tried")
 
 from cupy_lstm.functional import Tape  # noqa: E402
 from cupy_lstm.torch import LSTM  # noqa: E402
 
-pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's are not ours to fix
 rnn = torch.nn.utils.rnn
 
 
@@ -89,17 +88,12 @@ def test_several_calls_before_one_backward():
 
 def test_one_lstm_twice_in_a_graph_with_the_state_carried():
     lstm = LSTM(3, 4, dtype=torch.float64)
-    plain = torch.nn.LSTM(3, 4, dtype=torch.float64)
-    plain.load_state_dict(lstm.state_dict())
-    x = normal(torch, 6, 2, 3, dtype="float64")
-    found = []
-    for model in (lstm, plain):
-        y, states = model(x[:3])
-        z, _ = model(x[3:], states)
-        torch.cat([y, z]).square().sum().backward()
-        found.append(gradients(model))
-    for mine, other in zip(*found, strict=True):
-        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-14)
+    x, dy = (normal(torch, 6, 2, size, dtype="float64") for size in (3, 4))
+    y, states = lstm(x[:3])
+    z, _ = lstm(x[3:], states)
+    both = torch.cat([y, z])
+    both.backward(dy)
+    assert_as_oracle(lstm, {"y": both} | parameter_gradients(lstm), x, upstream={"y": dy})
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -122,16 +116,12 @@ def test_a_retained_graph_can_be_gone_back_through_again(dropout):
 @pytest.mark.parametrize("used", list(itertools.product([False, True], repeat=3))[1:], ids=str)
 def test_any_subset_of_the_results(used):
     lstm = LSTM(3, 4, 2, dtype=torch.float64)
-    plain = torch.nn.LSTM(3, 4, 2, dtype=torch.float64)
-    plain.load_state_dict(lstm.state_dict())
-    found = []
-    for model in (lstm, plain):
-        x = normal(torch, 5, 2, 3, dtype="float64", requires_grad=True)
-        y, (h, c) = model(x)
-        sum(t.square().sum() for t, use in zip((y, h, c), used, strict=True) if use).backward()
-        found.append([x.grad, *gradients(model)])
-    for mine, other in zip(*found, strict=True):
-        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-14)
+    x = normal(torch, 5, 2, 3, dtype="float64", requires_grad=True)
+    y, (h, c) = lstm(x)
+    outputs = {n: t for n, t, use in zip("yhc", (y, h, c), used, strict=True) if use}
+    upstream = {n: normal(torch, *t.shape, dtype="float64") for n, t in outputs.items()}
+    torch.autograd.backward(list(outputs.values()), list(upstream.values()))
+    assert_as_oracle(lstm, {"dx": x.grad} | parameter_gradients(lstm), x, upstream=upstream)
 
 
 def test_frozen_weights_and_inputs():
@@ -181,7 +171,7 @@ def test_without_gradients_nothing_is_kept(mode):
         y, _ = lstm(x)
     assert not y.requires_grad
     assert torch.equal(y, expected)
-    assert not [o for o in gc.get_objects() if isinstance(o, Tape)]
+    assert not [o for o in gc.get_objects() if type(o) is Tape]
 
 
 def test_the_tape_goes_with_the_graph():

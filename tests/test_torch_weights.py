@@ -7,15 +7,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from torch_cases import imported, normal
+from torch_cases import assert_as_oracle, imported, normal, parameter_gradients
 
 torch = imported("torch", "the bridge is not tried")
 
 import cupy_lstm  # noqa: E402
 from cupy_lstm.torch import LSTM  # noqa: E402
 from cupy_lstm.torch.weights import side_by_side, stacked  # noqa: E402
-
-pytestmark = pytest.mark.filterwarnings("ignore")  # PyTorch's are not ours to fix
 
 OPTIONS = {"num_layers": 2, "bidirectional": True}
 X = normal(torch, 5, 2, 3)
@@ -36,20 +34,13 @@ def are_flat(lstm):
     return all(side_by_side(*pair) for pair in pairs(lstm))
 
 
-def assert_as_torch(lstm, x=X):
+def assert_as_shown(lstm, x=X):
     """Fail unless the module computes with the weights it shows, forward and backward."""
-    plain = torch.nn.LSTM(3, 4, **OPTIONS, dtype=x.dtype)
-    plain.load_state_dict(lstm.state_dict())
-    found = []
-    for model in (lstm, plain):
-        model.zero_grad()
-        y, _ = model(x)
-        y.square().sum().backward()
-        found.append({"y": y.detach()} | {name: p.grad for name, p in model.named_parameters()})
-    mine, others = found
-    assert mine.keys() == others.keys()
-    for name, array in mine.items():
-        assert torch.allclose(array, others[name], rtol=1e-4, atol=1e-5), name
+    lstm.zero_grad()
+    y, _ = lstm(x)
+    dy = normal(torch, *y.shape, seed=1).to(x.dtype)
+    y.backward(dy)
+    assert_as_oracle(lstm, {"y": y} | parameter_gradients(lstm), x, upstream={"y": dy})
 
 
 def test_both_directions_lie_side_by_side_and_are_not_copied():
@@ -59,7 +50,7 @@ def test_both_directions_lie_side_by_side_and_are_not_copied():
         stack = stacked([first, second])
         assert stack.data_ptr() == first.data_ptr()
         assert torch.equal(stack, torch.stack([first, second]))
-    assert_as_torch(lstm)
+    assert_as_shown(lstm)
 
 
 def test_one_direction_is_never_copied():
@@ -122,28 +113,31 @@ def test_whatever_is_done_to_the_weights_is_seen(change):
     before = lstm(X)[0]
     change(lstm)
     assert not torch.equal(lstm(X)[0], before)
-    assert_as_torch(lstm)
+    assert_as_shown(lstm)
     assert are_flat(lstm) is (change in KEEPING)
     identities = [id(p) for p in lstm.parameters()]
     lstm.flatten_parameters()
     assert [id(p) for p in lstm.parameters()] == identities
     assert are_flat(lstm)
-    assert_as_torch(lstm)
+    assert_as_shown(lstm)
 
 
 def test_one_weight_for_both_directions():
-    found = []
-    for kind in (LSTM, torch.nn.LSTM):
-        torch.manual_seed(0)
-        model = kind(3, 4, bidirectional=True, dtype=torch.float64)
-        model.weight_hh_l0_reverse = model.weight_hh_l0
-        model.flatten_parameters()
-        assert model.weight_hh_l0_reverse is model.weight_hh_l0
-        y, _ = model(X.double())
-        y.square().sum().backward()
-        found.append([y.detach(), *(p.grad for p in model.parameters())])
-    for mine, other in zip(*found, strict=True):
-        assert torch.allclose(mine, other, rtol=1e-12, atol=1e-14)
+    """Bit for bit as two equal ones, whose gradients come together."""
+    shared, apart = (LSTM(3, 4, bidirectional=True) for _ in range(2))
+    shared.weight_hh_l0_reverse = shared.weight_hh_l0
+    shared.flatten_parameters()
+    assert shared.weight_hh_l0_reverse is shared.weight_hh_l0
+    apart.load_state_dict(shared.state_dict())
+    ys = [model(X)[0] for model in (shared, apart)]
+    for y in ys:
+        y.sum().backward()
+    assert torch.equal(*ys)
+    expected = {name: p.grad for name, p in apart.named_parameters()}
+    expected["weight_hh_l0"] += expected.pop("weight_hh_l0_reverse")
+    assert expected.keys() == {name for name, _ in shared.named_parameters()}
+    for name, p in shared.named_parameters():
+        assert torch.equal(p.grad, expected[name]), name
 
 
 @pytest.mark.parametrize(
@@ -151,14 +145,13 @@ def test_one_weight_for_both_directions():
 )
 def test_moving_keeps_them_together(move):
     lstm = make()
-    y = lstm(X)[0]
+    before = {name: p.detach().clone() for name, p in lstm.named_parameters()}
     identities = [id(p) for p in lstm.parameters()]
     move(lstm)
     assert [id(p) for p in lstm.parameters()] == identities
     assert are_flat(lstm)
-    x = X.to(lstm.weight_ih_l0.dtype)
-    assert torch.allclose(lstm(x)[0].float(), y, atol=1e-6)
-    assert_as_torch(lstm, x)
+    assert all(torch.equal(p.float(), before[name]) for name, p in lstm.named_parameters())
+    assert_as_shown(lstm, X.to(lstm.weight_ih_l0.dtype))
 
 
 def test_weights_that_other_processes_see_stay_where_they_are():
@@ -168,7 +161,7 @@ def test_weights_that_other_processes_see_stay_where_they_are():
     assert all(p.is_shared() for p in lstm.parameters())
     lstm.flatten_parameters()
     assert [p.data_ptr() for p in lstm.parameters()] == addresses
-    assert_as_torch(lstm)
+    assert_as_shown(lstm)
 
 
 def saved(lstm):

@@ -5,9 +5,9 @@ import warnings
 
 import numpy as np
 import pytest
-from cases import UPSTREAM, build
+from cases import UPSTREAM, assert_within_rule, build, results, wider
 from hypothesis import strategies as st
-from oracle import Result
+from oracle import Result, lstm_oracle
 from test_properties import cases
 
 
@@ -108,6 +108,37 @@ def run_torch(torch, case):
     arrays = build(case, "float32")
     model = make_module(torch, torch.nn.LSTM, case, "float64", arrays)
     return model, run_module(torch, model, case, "float64", arrays)
+
+
+def oracle(module, x, hx=None, upstream=None, lengths=None, dtype=np.float64):
+    """Run the oracle on what a module is called with, in the arithmetic of `dtype`."""
+    return lstm_oracle(
+        x.detach().numpy(),
+        dict(from_torch(name, w.numpy()) for name, w in module.state_dict().items()),
+        bidirectional=module.bidirectional,
+        time_major=not module.batch_first,
+        states=None if hx is None else [state.detach().numpy() for state in hx],
+        lengths=lengths,
+        upstream=None if upstream is None else {name: g.numpy() for name, g in upstream.items()},
+        dtype=dtype,
+    )
+
+
+def assert_as_oracle(module, found, x, hx=None, upstream=None, lengths=None):
+    """Hold tensors of a module, by the names of `results`, to the error rule."""
+    arrays = {name: tensor.detach().numpy() for name, tensor in found.items()}
+    own = next(iter(arrays.values())).dtype
+    truth, yardstick = (
+        results(oracle(module, x, hx, upstream, lengths, dtype)) for dtype in (wider(own), own)
+    )
+    for name, array in arrays.items():
+        assert_within_rule(name, array, truth[name], yardstick[name])
+
+
+def parameter_gradients(module):
+    """Return the gradients of the weights by the names of `results`."""
+    named = [from_torch(name, parameter.grad) for name, parameter in module.named_parameters()]
+    return {f"d{name}": gradient for name, gradient in named}
 
 
 def normal(torch, *shape, seed=0, dtype="float32", **options):

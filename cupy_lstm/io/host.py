@@ -74,6 +74,36 @@ def host_state(argument: str, state: Any, prefix: str = "") -> dict[str, HostArr
     }
 
 
+def module_at(source: Any, prefix: str) -> Any:
+    """Return the module in `source` whose weights have names that begin with `prefix`.
+
+    Parameters
+    ----------
+    source : module, or mapping of str to tensor
+        As of `host_state`; a mapping knows no modules.
+    prefix : str
+        Names of modules with dots between them: ``"encoder.lstm."``.
+
+    Returns
+    -------
+    module or None
+        None if there is none of this name.
+    """
+    module = source if hasattr(source, "state_dict") else None
+    for name in filter(None, prefix.split(".")):
+        module = getattr(module, name, None)
+    return module
+
+
+def setting(module: Any, name: str, default: float) -> Any:
+    """Return an attribute of a module that is a number; `default` if it has none, or another thing.
+
+    Modules that are no LSTM by themselves have attributes with such names, too.
+    """
+    value = getattr(module, name, default)
+    return value if isinstance(value, bool | int | float) else default
+
+
 def require_lstm(lstm: object) -> None:
     """Raise a TypeError unless it is an LSTM of this package."""
     if not isinstance(lstm, LSTM):

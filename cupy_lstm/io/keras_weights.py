@@ -48,6 +48,7 @@ def from_keras(source: Any, *, xp: str | ModuleType = "numpy", dtype: Any = None
     if not layers:
         raise ValueError("source must hold at least one layer, received none")
     weights: dict[str, HostArray] = {}
+    first: list[HostArray] = []
     for k, layer in enumerate(layers):
         argument = f"source[{k}]"
         arrays = layer
@@ -59,6 +60,11 @@ def from_keras(source: Any, *, xp: str | ModuleType = "numpy", dtype: Any = None
             )
         D = 1 if len(arrays) < 4 else 2
         found = [host_array(f"{argument}[{n}]", array) for n, array in enumerate(arrays)]
+        _require_lstm_shapes(argument, found, D)
+        if k:
+            _require_next(argument, found, first, D)
+        else:
+            first = found
         for end, d in zip(ENDS[:D], range(D), strict=True):
             kernel, recurrent_kernel, *bias = found[d * len(found) // D :][: len(found) // D]
             weights[f"weight_ih_l{k}{end}"] = kernel.T
@@ -126,6 +132,38 @@ def keras_arrays(lstm: LSTM) -> list[list[HostArray]]:
                 arrays.append(weights[f"bias_ih_l{k}{end}"] + weights[f"bias_hh_l{k}{end}"])
         layers.append(arrays)
     return layers
+
+
+def _require_lstm_shapes(argument: str, arrays: list[HostArray], D: int) -> None:
+    """Raise a ValueError unless arrays have the shapes of the weights of an LSTM of Keras."""
+    I, columns = arrays[0].shape if arrays[0].ndim == 2 else (0, 0)  # noqa: E741
+    H = columns // 4
+    shapes = [(I, 4 * H), (H, 4 * H), (4 * H,)][: len(arrays) // D] * D
+    if not (I and H) or [array.shape for array in arrays] != shapes:
+        raise ValueError(
+            f"{argument} has weights of shapes {_shapes(arrays)}, but an LSTM of Keras has, for "
+            "each direction, [features, 4 * units], [units, 4 * units] and perhaps [4 * units]"
+        )
+
+
+def _require_next(argument: str, arrays: list[HostArray], first: list[HostArray], D: int) -> None:
+    """Raise a ValueError unless a layer goes on from ones that are like the first."""
+    units, features = len(first[1]), D * len(first[1])
+    if (len(arrays), len(arrays[1])) != (len(first), units):
+        raise ValueError(
+            f"{argument} has weights of shapes {_shapes(arrays)}, source[0] of "
+            f"{_shapes(first)}, but all layers of one LSTM have the same units, directions, and "
+            "biases or none"
+        )
+    if len(arrays[0]) != features:
+        raise ValueError(
+            f"{argument} has weights of shapes {_shapes(arrays)}, but the layer before gives "
+            f"{features} features"
+        )
+
+
+def _shapes(arrays: list[HostArray]) -> str:
+    return ", ".join(str(list(array.shape)) for array in arrays)
 
 
 def _checked_layer(argument: str, layer: Any, last: bool) -> Any:

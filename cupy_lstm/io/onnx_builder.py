@@ -11,7 +11,7 @@ from cupy_lstm.backend import HostArray
 OPSET, IR_VERSION = 17, 8
 """Old enough for every runtime in use; the operator LSTM is that of opset 14."""
 
-Shape = Sequence[int | str]
+Sizes = Sequence[int | str]
 """Sizes, and names of those that are free."""
 
 
@@ -43,12 +43,12 @@ class Builder:
         """Return an empty graph for the body of a node."""
         return type(self)(self.onnx, self.dtype, self)
 
-    def input(self, name: str, shape: Shape, kind: int | None = None) -> str:
+    def input(self, name: str, shape: Sizes, kind: int | None = None) -> str:
         """Add an input of this graph and return its name."""
         self._inputs.append(self._described(name, shape, kind))
         return name
 
-    def output(self, source: str, name: str, shape: Shape) -> None:
+    def output(self, source: str, name: str, shape: Sizes) -> None:
         """Make a value an output of this graph, under this name."""
         self._nodes.append(self.onnx.helper.make_node("Identity", [source], [name]))
         self._outputs.append(self._described(name, shape))
@@ -59,8 +59,9 @@ class Builder:
         return name
 
     def tensor(self, name: str, value: HostArray) -> Any:
-        """Return an array as ONNX has it."""
-        contiguous = numpy.ascontiguousarray(value).reshape(value.shape)
+        """Return an array as ONNX has it; integers as int64, which its sizes and indices are."""
+        dtype = "int64" if value.dtype.kind == "i" else value.dtype
+        contiguous = numpy.ascontiguousarray(value, dtype).reshape(value.shape)
         return self.onnx.numpy_helper.from_array(contiguous, name)
 
     def node(self, operator: str, *inputs: str, **attributes: Any) -> str:
@@ -96,7 +97,7 @@ class Builder:
         contents: bytes = model.SerializeToString(deterministic=True)
         return contents
 
-    def _described(self, name: str, shape: Shape, kind: int | None = None) -> Any:
+    def _described(self, name: str, shape: Sizes, kind: int | None = None) -> Any:
         helper = self.onnx.helper
         return helper.make_tensor_value_info(
             name, kind or helper.np_dtype_to_tensor_dtype(self.dtype), shape

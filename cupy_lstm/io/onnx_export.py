@@ -11,15 +11,13 @@ from cupy_lstm.io.configuration import FORMAT, configuration_as_json
 from cupy_lstm.io.files import write_whole
 from cupy_lstm.io.host import host_weights, require_lstm, require_no_half_type
 from cupy_lstm.io.onnx_builder import Builder
+from cupy_lstm.io.onnx_gates import TO_ONNX, reordered
 from cupy_lstm.io.onnx_scan import scanned_direction, valid_steps
 from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.lstm import LSTM
 
 LARGEST = 2**31 - 2**20
 """Bytes of weights that fit a protobuf message, with some room for the rest."""
-
-TO_ONNX = (0, 3, 1, 2)
-"""Where ONNX's gates i, o, f, c lie among the four blocks of rows here, which are i, f, g, o."""
 
 
 def to_onnx(
@@ -171,10 +169,7 @@ def _onnx_weights(
     ends = [f"_l{layer}", f"_l{layer}_reverse"][: lstm.num_directions]
 
     def ordered(kind: str) -> HostArray:
-        stacked = numpy.stack([weights[kind + end] for end in ends])
-        D, _, *columns = stacked.shape
-        gates = stacked.reshape(D, 4, lstm.hidden_size, *columns)
-        return gates[:, list(TO_ONNX)].reshape(stacked.shape)
+        return numpy.stack([reordered(weights[kind + end], TO_ONNX) for end in ends])
 
     W, R = ordered("weight_ih"), ordered("weight_hh")
     if f"bias_ih{ends[0]}" not in weights:

@@ -66,6 +66,15 @@ class Graph:
         """Say whether the graph has a value of this name."""
         return name in self._names or name in self._tensors
 
+    def is_constant(self, name: str) -> bool:
+        """Say whether the graph holds a value as a constant."""
+        return name in self._tensors
+
+    def producer(self, name: str) -> Any:
+        """Return the node that a value comes from; None for an input of the model."""
+        index = self._producers.get(name)
+        return None if index is None else self.nodes[index]
+
     def constant(self, name: str) -> HostArray | None:
         """Return a constant that the graph holds as such; None if it is none.
 
@@ -97,6 +106,22 @@ class Graph:
         self._budget += GROWTH * array.size
         self._read[name] = array
         return array
+
+    def filler(self, node: Any) -> HostArray:
+        """Return the one element that a node ConstantOfShape repeats.
+
+        Raises
+        ------
+        ValueError
+            If it cannot be read.
+        """
+        tensor = self.attributes(node).get("value")
+        if tensor is None:
+            return numpy.zeros(1, "float32")
+        try:
+            return numpy.asarray(self._onnx.numpy_helper.to_array(tensor))
+        except Exception as error:  # as above
+            raise ValueError(f"the node {describe(node)} cannot be read: {error}") from None
 
     def charge(self, elements: int) -> None:
         """Count elements that are copied; raise a ValueError if they are out of all proportion."""

@@ -19,8 +19,8 @@ from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.rnn import RNN
 
-T, B = 3, 5
-"""Steps and rows of the numbered elements that are followed from one layer to the next."""
+STEPS, ROWS = 3, 5
+"""Sizes of the numbered elements that are followed from one layer to the next."""
 
 
 def from_onnx(
@@ -115,8 +115,8 @@ def _stacks(graph: Graph, layers: list[LSTMNode]) -> list[list[LSTMNode]]:
 def _numbered(layer: LSTMNode, start: int) -> HostArray:
     """Return an output Y of a node of a layer with numbers that no other output has."""
     D, H = len(layer.reverse) // len(layer.outputs), layer.hidden_size
-    shape = (B, T, D, H) if layer.batch_major else (T, D, B, H)
-    numbers = numpy.arange(B * T * D * H).reshape(shape)
+    shape = (ROWS, STEPS, D, H) if layer.batch_major else (STEPS, D, ROWS, H)
+    numbers = numpy.arange(STEPS * ROWS * D * H, dtype="int64").reshape(shape)
     return numbers + (start << 40)
 
 
@@ -130,7 +130,7 @@ def _feeds(before: LSTMNode, layer: LSTMNode, x: HostArray, known: Known) -> boo
     ):
         return False
     axes = (1, 0, 2, 3) if before.batch_major else (0, 2, 1, 3)
-    outputs = [known[name]().transpose(axes).reshape(T, B, -1) for name in before.outputs]
+    outputs = [known[name]().transpose(axes).reshape(STEPS, ROWS, -1) for name in before.outputs]
     expected = numpy.concatenate(outputs, axis=2)
     return numpy.array_equal(x, expected.swapaxes(0, 1) if layer.batch_major else expected)
 

@@ -7,10 +7,9 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray
+from cupy_lstm.io.onnx_gates import FROM_ONNX, reordered
 from cupy_lstm.io.onnx_graph import Graph, describe, is_standard
-
-FROM_ONNX = (0, 2, 3, 1)
-"""Where our gates i, f, g, o lie among the four blocks of rows of ONNX, which are i, o, f, c."""
+from cupy_lstm.io.onnx_origins import origins
 
 DIRECTIONS = {"forward": (False,), "reverse": (True,), "bidirectional": (False, True)}
 
@@ -63,11 +62,11 @@ class LSTMNode:
             both = numpy.zeros((2, len(weight_ih)), weight_ih.dtype)
             bias_ih, bias_hh = self.biases[d].reshape(2, -1) if self.biases else both
             end = f"_l{k}{'_reverse' if d else ''}"
-            weights[f"weight_ih{end}"] = _reordered(weight_ih)
-            weights[f"weight_hh{end}"] = _reordered(weight_hh)
+            weights[f"weight_ih{end}"] = reordered(weight_ih, FROM_ONNX)
+            weights[f"weight_hh{end}"] = reordered(weight_hh, FROM_ONNX)
             if biased:
-                weights[f"bias_ih{end}"] = _reordered(bias_ih)
-                weights[f"bias_hh{end}"] = _reordered(bias_hh)
+                weights[f"bias_ih{end}"] = reordered(bias_ih, FROM_ONNX)
+                weights[f"bias_hh{end}"] = reordered(bias_hh, FROM_ONNX)
         return weights
 
 
@@ -84,7 +83,7 @@ def lstm_nodes(graph: Graph) -> list[LSTMNode]:
         if node.op_type == "LSTM" and is_standard(node):
             layer = _read(graph, node)
             if layers and _are_halves(layers[-1], layer):
-                layer = _joined(layers.pop(), layer)
+                layer = _both_directions(layers.pop(), layer)
             layers.append(layer)
     return layers
 
@@ -158,32 +157,34 @@ def _weight(
 def _require_no_constant(graph: Graph, names: Sequence[str], H: int) -> None:
     """Raise for inputs that a file may fix, but an LSTM here takes with each call, or not at all.
 
-    Zero states are what a call without any has, and what a file's own inputs or its shapes give is
-    for the caller to give.
+    Zero states are what a call without any has, and a size of what comes in as the length of each
+    row is what a call without lengths has. What the model's own inputs give is for the caller to
+    give.
     """
-    if names[4] and graph.value(names[4]) is not None:
-        raise ValueError("it fixes the sequence lengths, which are given with each call here")
+    if names[4]:
+        lengths = origins(graph, names[4])
+        if not (lengths.given or lengths.size):
+            raise ValueError("it fixes the sequence lengths, which are given with each call here")
     for place, what in ((5, "h"), (6, "c")):
-        state = graph.value(names[place]) if names[place] else None
-        if state is None:
+        if not names[place]:
             continue
-        if not state.ndim or state.shape[-1] != H:
+        state = graph.value(names[place])
+        if state is not None and state.shape[-1:] != (H,):
             raise ValueError(
                 f"its initial {what} has shape {list(state.shape)}, which does not end with its "
                 f"hidden_size {H}: PyTorch writes an LSTM with a projection so, and it is lost"
             )
-        if state.any():
+        if state is None:
+            made_of = origins(graph, names[place])
+            fixed = not (made_of.given or made_of.zero)
+        else:
+            fixed = bool(state.any())
+        if fixed:
             raise ValueError(f"it fixes an initial {what}, which is given with each call here")
     if names[7]:
         peepholes = graph.value(names[7])
         if peepholes is None or peepholes.any():
             raise ValueError("it has peepholes, an LSTM here has none")
-
-
-def _reordered(weight: HostArray) -> HostArray:
-    """Return [4H,...] with the gates in our order."""
-    gates = weight.reshape(4, -1, *weight.shape[1:])
-    return gates[list(FROM_ONNX)].reshape(weight.shape)
 
 
 def _are_halves(first: LSTMNode, second: LSTMNode) -> bool:
@@ -196,7 +197,8 @@ def _are_halves(first: LSTMNode, second: LSTMNode) -> bool:
     )
 
 
-def _joined(first: LSTMNode, second: LSTMNode) -> LSTMNode:
+def _both_directions(first: LSTMNode, second: LSTMNode) -> LSTMNode:
+    """Return the layer that two halves make."""
     forward, reverse = sorted((first, second), key=lambda layer: layer.reverse)
     return LSTMNode(
         f"{forward.name} and {reverse.name}",

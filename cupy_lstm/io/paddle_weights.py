@@ -12,7 +12,14 @@ from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import FLAT_NAME, assembled_lstm
-from cupy_lstm.io.host import host_state, host_weights, require_lstm, require_no_half_type
+from cupy_lstm.io.host import (
+    host_state,
+    host_weights,
+    module_at,
+    require_lstm,
+    require_no_half_type,
+    setting,
+)
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.weights import KINDS
@@ -29,10 +36,11 @@ def from_paddle(
     ----------
     source : paddle.nn.LSTM, or mapping of str to tensor or array
         The layer, its ``state_dict``, or one half of it: names by cell, or flat ones, which are
-        put right where a projection or an absent bias shifts them. From the layer, layout and
-        dropout are taken, too; a state dict does not know them.
+        put right where a projection or an absent bias shifts them. From the layer, layout, dropout
+        and mode are taken, too; a state dict does not know them.
     prefix : str
-        What names in `source` begin with, where it is that of a larger model: ``"rnn."``.
+        What names in `source` begin with, where it is a larger model or its state dict:
+        ``"rnn."``.
     xp : module or str
         ``numpy`` or ``cupy``: where the weights go.
     dtype : dtype-like, optional
@@ -48,15 +56,16 @@ def from_paddle(
         If CuPy is asked for and cannot be imported.
     """
     origin = f"state dict of paddle{f', names with {prefix!r}' if prefix else ''}"
-    time_major = getattr(source, "time_major", None)
-    return assembled_lstm(
+    layer = module_at(source, prefix)
+    lstm = assembled_lstm(
         _named_as_here(host_state("source", source, prefix), origin),
         origin,
-        time_major=bool(time_major),
-        dropout=0.0 if time_major is None else source.dropout,
+        time_major=bool(setting(layer, "time_major", False)),
+        dropout=setting(layer, "dropout", 0.0),
         xp=xp,
         dtype=dtype,
     )
+    return lstm if setting(layer, "training", True) else lstm.eval()
 
 
 def to_paddle(lstm: LSTM) -> Any:

@@ -1,5 +1,6 @@
 """Safetensors files: named arrays, one text beside them, and no pickle."""
 
+import errno
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -50,11 +51,13 @@ def read_tensors(path: Path) -> tuple[dict[str, HostArray], dict[str, str]]:
     ImportError
         If safetensors is not installed.
     OSError
-        If the file cannot be read.
+        If the file cannot be read, or the path is that of a folder.
     ValueError
         If it is no safetensors file, is damaged, or holds a dtype that NumPy has no name for.
     """
     safetensors = optional_module("safetensors", "a safetensors file", IO_EXTRA)
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "cannot read a file, it is a folder", str(path))
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118

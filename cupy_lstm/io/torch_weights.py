@@ -1,11 +1,15 @@
-"""Weights from and to `torch.nn.LSTM`: the same names, a projection transposed."""
+"""Weights from and to `torch.nn.LSTM`: the same names, a projection transposed.
+
+What is known of PyTorch's layout here holds for `cupy_lstm.torch.weights`, too, which reads it from
+a module's own tensors.
+"""
 
 from types import ModuleType
 from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.io.assembly import assembled_lstm
-from cupy_lstm.io.host import host_state, host_weights, require_lstm
+from cupy_lstm.io.host import host_state, host_weights, module_at, require_lstm, setting
 from cupy_lstm.io.optional import optional_module
 from cupy_lstm.lstm import LSTM
 
@@ -19,10 +23,11 @@ def from_torch(
     ----------
     source : torch.nn.LSTM, or mapping of str to tensor or array
         The module, or its ``state_dict``; `load_state_dict` reads one from a safetensors file.
-        From the module layout and dropout are taken, too; a state dict does not know them, and the
-        LSTM is batch-major without dropout until its attributes are set.
+        From the module layout, dropout and mode are taken, too; a state dict does not know them,
+        and the LSTM is batch-major, without dropout and in training mode until that is set.
     prefix : str
-        What names in `source` begin with, where it is that of a larger model: ``"encoder.lstm."``.
+        What names in `source` begin with, where it is a larger model or its state dict:
+        ``"encoder.lstm."``.
     xp : module or str
         ``numpy`` or ``cupy``: where the weights go.
     dtype : dtype-like, optional
@@ -41,16 +46,16 @@ def from_torch(
         name.replace("weight_hr", "weight_ho"): weight.T if "weight_hr" in name else weight
         for name, weight in host_state("source", source, prefix).items()
     }
-    # Only of an LSTM itself: what a larger model calls dropout may be anything.
-    batch_first = getattr(source, "batch_first", None)
-    return assembled_lstm(
+    module = module_at(source, prefix)
+    lstm = assembled_lstm(
         weights,
         f"state dict of torch{f', names with {prefix!r}' if prefix else ''}",
-        time_major=batch_first is False,
-        dropout=0.0 if batch_first is None else source.dropout,
+        time_major=not setting(module, "batch_first", True),
+        dropout=setting(module, "dropout", 0.0),
         xp=xp,
         dtype=dtype,
     )
+    return lstm if setting(module, "training", True) else lstm.eval()
 
 
 def to_torch(lstm: LSTM) -> Any:

@@ -1,7 +1,9 @@
 """The weights of all cells in PyTorch's order, and as the layers that the functional core takes.
 
 PyTorch keeps each weight of each direction as a parameter of its own. The functional core takes
-both directions of a kind as one array: no copy where the two lie side by side in memory.
+both directions of a kind as one array: no copy where the two lie side by side in memory. That its
+projections are transposed is known here, for tensors, and in `cupy_lstm.io.torch_weights`, for a
+state dict without PyTorch.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
