@@ -22,7 +22,6 @@ template <typename S, int kept_terms>
 struct LaneProduct {
     static constexpr int ROWS = 4, OUTPUTS = 8;  // rows of a vector; outputs of a thread
     static constexpr int TERM_BYTES = OUTPUTS * sizeof(S);
-    using Four = Vector<S, 4>;
     using Values = Vector<S, ROWS>;
 
     float kept[kept_terms][OUTPUTS];

@@ -1,1 +1,1 @@
-"""What the engine persistent is made of: tiles, blocks, places of steps, products of gradients."""
+"""What the engine persistent is made of: tiers and their launches, places of steps, gradients."""
