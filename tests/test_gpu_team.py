@@ -275,16 +275,28 @@ def naive_tf32(case):
         return run_oracle(case, arrays_of(case, "float32"), np.float32)
 
 
-@pytest.mark.parametrize("form", ["tensor", "cluster-tensor"])
-@each_sample
-def test_tf32_where_it_is_asked_for(cupy, form, case, monkeypatch):
+@pytest.fixture
+def tf32(cupy, monkeypatch):
+    """Have CuPy ask for TF32, and forget it afterwards: what reads its switch keeps it."""
     from cupy._core import _routines_linalg as linalg
 
+    with monkeypatch.context() as switched:
+        switched.setattr(linalg, "get_compute_type", lambda dtype: linalg.COMPUTE_TYPE_TF32)
+        gemm._binding.cache_clear()
+        yield
+    gemm._binding.cache_clear()
+
+
+@pytest.mark.parametrize("form", ["tensor", "cluster-tensor"])
+@each_sample
+def test_tf32_where_it_is_asked_for(cupy, tf32, form, case, monkeypatch):
     monkeypatch.setitem(FORMS, form, (teams.TENSOR_TF32, FORMS[form][1]))
     choose_teams(monkeypatch, form)
-    monkeypatch.setattr(linalg, "get_compute_type", lambda dtype: linalg.COMPUTE_TYPE_TF32)
     with card_of(form):
         result, log = run(cupy, case, "float32")
+    assert all(product.tf32 for product in log.gemms)
+    own = [e.name for e in log.launches if e.name.startswith("recurrence_")]
+    assert all("TensorProduct<float" in name for name in own)
     assert kernels_of(log) == ["recurrence_forward"] * case.L + ["recurrence_backward"] * case.L
     truth = results(run_oracle(case, arrays_of(case, "float32"), np.float64))
     yardstick = results(naive_tf32(case))
@@ -293,20 +305,20 @@ def test_tf32_where_it_is_asked_for(cupy, form, case, monkeypatch):
         assert abs(actual - truth[name]).max() <= allowed, name
 
 
-def test_the_plan_asks_for_tf32_as_cupy_does(cupy, monkeypatch):
-    from cupy._core import _routines_linalg as linalg
-
+def test_the_plan_asks_for_tf32_as_cupy_does(cupy, tf32):
     with profile("A100"):
-        assert not device.current_device().tf32
-        monkeypatch.setattr(linalg, "get_compute_type", lambda dtype: linalg.COMPUTE_TYPE_TF32)
-        gemm._binding.cache_clear()
         facts = device.current_device()
-    monkeypatch.undo()
-    gemm._binding.cache_clear()
     assert facts.tf32
     assert teams.forms_for("float32", facts) == (teams.TENSOR_TF32, teams.LANES)
     old = replace(facts, compute_capability=(7, 5))
     assert teams.forms_for("float32", old) == (teams.LANES,)
+
+
+def test_without_the_switch_float32_stays_exact(cupy):
+    with profile("A100"):
+        facts = device.current_device()
+    assert not facts.tf32
+    assert teams.forms_for("float32", facts) == (teams.LANES,)
 
 
 # --- launches ------------------------------------------------------------------------------------
