@@ -7,6 +7,7 @@ from cupy_lstm.dropout import Dropout
 from cupy_lstm.engines import warmup
 from cupy_lstm.explain import explain_plan
 from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.history import EpochRecord, History
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
 from cupy_lstm.loss import huber_loss, mae_loss, mse_loss, softmax_cross_entropy
@@ -18,7 +19,7 @@ from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.rnn import RNN, BiRNN
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
 from cupy_lstm.stream import LSTMStream
-from cupy_lstm.training import EpochRecord, History, fit
+from cupy_lstm.training import fit
 from cupy_lstm.windows import Batches, sliding_windows
 
 __version__ = "0.1.0"

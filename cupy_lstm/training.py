@@ -1,8 +1,6 @@
 """The training loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any, Protocol, TypeAlias
 
@@ -10,9 +8,11 @@ import numpy
 
 from cupy_lstm.backend import Array, array_module, is_array, sum_dtype
 from cupy_lstm.checks import checked_integer, checked_number
+from cupy_lstm.history import Callback, EpochRecord, History
 from cupy_lstm.modes import no_grad
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
+from cupy_lstm.progress import progress_bar
 from cupy_lstm.ranges import each_load
 from cupy_lstm.windows import Inputs
 
@@ -40,66 +40,6 @@ class Model(Protocol):
     def eval(self) -> Any:
         """Switch to inference."""
 
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What a callback is told about the epoch that just ended.
-
-    Attributes
-    ----------
-    epoch : int
-        Its number, counted from 0.
-    loss : float
-        Mean loss over its batches, each weighted by the elements of its target; taken while the
-        weights were changing, with dropout on.
-    validation_loss : float or None
-        The same over the validation batches, with the weights of the epoch's end and dropout off.
-    learning_rate : float
-        Learning rate of its first step.
-    is_best : bool
-        Whether it is the best epoch so far.
-    """
-
-    epoch: int
-    loss: float
-    validation_loss: float | None
-    learning_rate: float
-    is_best: bool
-
-
-@dataclass
-class History:
-    """How a training went, one entry an epoch.
-
-    Attributes
-    ----------
-    loss, validation_loss, learning_rate : list of float
-        As in `EpochRecord`; without validation `validation_loss` is empty.
-    best_epoch : int
-        Index of the epoch with the smallest validation loss, or training loss without validation;
-        a later one counts as better only if it improves by more than `min_delta`.
-    stopped_early : bool
-        Whether patience or a callback ended it before the last epoch.
-    """
-
-    loss: list[float] = field(default_factory=list)
-    validation_loss: list[float] = field(default_factory=list)
-    learning_rate: list[float] = field(default_factory=list)
-    best_epoch: int = 0
-    stopped_early: bool = False
-
-    def add(self, record: EpochRecord) -> None:
-        """Append an epoch."""
-        self.loss.append(record.loss)
-        self.learning_rate.append(record.learning_rate)
-        if record.validation_loss is not None:
-            self.validation_loss.append(record.validation_loss)
-        if record.is_best:
-            self.best_epoch = record.epoch
-
-
-Callback: TypeAlias = Callable[[EpochRecord], object]
-"""Called after every epoch; returning False ends the training."""
 
 BatchesLike: TypeAlias = Iterable[tuple[Inputs, Array]]
 """`Batches`, or anything else that yields (inputs, targets) each time it is iterated."""
@@ -179,7 +119,7 @@ def fit(
     best = _Best(model, min_delta, keep_weights=patience is not None)
     came_in_training = model.training
     try:
-        with _progress_bar(epochs, progress) as show:
+        with progress_bar(epochs, progress) as show:
             for epoch in range(epochs):
                 rate = optimizer.learning_rate
                 trained = _train(model, loss, optimizer, batches)
@@ -310,26 +250,6 @@ def _predict(model: Model, batch: object) -> tuple[Array, Array]:
 
 def _means_stop(verdict: object) -> bool:
     return isinstance(verdict, bool | numpy.bool_) and not verdict
-
-
-@contextmanager
-def _progress_bar(epochs: int, wanted: bool) -> Iterator[Callable[[EpochRecord], None]]:
-    """Yield a function that shows a record; it does nothing where no bar can be had."""
-    try:
-        if not wanted:
-            raise ImportError
-        from tqdm.auto import tqdm
-    except ImportError:
-        yield lambda record: None
-        return
-    with tqdm(total=epochs, unit="epoch") as bar:
-
-        def show(record: EpochRecord) -> None:
-            losses = {"loss": record.loss, "validation": record.validation_loss}
-            bar.set_postfix({name: f"{x:.4g}" for name, x in losses.items() if x is not None})
-            bar.update()
-
-        yield show
 
 
 def _checked_parts(

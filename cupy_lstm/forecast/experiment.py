@@ -21,9 +21,10 @@ from cupy_lstm.forecast.evaluation import (
 from cupy_lstm.forecast.model import Forecaster
 from cupy_lstm.forecast.series import Series
 from cupy_lstm.forecast.spacing import show_time
+from cupy_lstm.history import History
 from cupy_lstm.loss import huber_loss
 from cupy_lstm.optimizer import Adam
-from cupy_lstm.training import History, fit
+from cupy_lstm.training import fit
 from cupy_lstm.windows import Batches, sliding_windows
 
 MODEL_NAME = "LSTM"

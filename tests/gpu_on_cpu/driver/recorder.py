@@ -8,6 +8,7 @@
     assert [launch.name for launch in log.launches] == ["gates_forward"] * steps
 """
 
+import gc
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -221,7 +222,11 @@ _open: list[Log] = []
 
 @contextmanager
 def record() -> Iterator[Log]:
-    """Give a `Log` that is filled until the block ends. Blocks may be nested."""
+    """Give a `Log` that is filled until the block ends. Blocks may be nested.
+
+    Garbage is collected first: what earlier code left in cycles would be freed in the block.
+    """
+    gc.collect()
     log = Log()
     _open.append(log)
     try:
