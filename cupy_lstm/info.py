@@ -28,6 +28,9 @@ OPTIONAL = {
     "nvtx": ("nvtx", "nvidia-nvtx"),
     "forecast": ("pandas", "matplotlib", "tqdm", "safetensors", "statsmodels", "pyarrow"),
     "io": ("onnx",),
+    "sklearn": ("scikit-learn",),
+    "dask": ("dask",),
+    "mpi": ("mpi4py",),
 }
 """The extras a user may want and what they bring, beside CuPy itself."""
 

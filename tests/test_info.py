@@ -170,11 +170,10 @@ def test_optional_packages_are_those_of_the_extras():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extras = project["optional-dependencies"]
     for_developers = {"test", "dev", "docs", "peers"}
-    unused_yet = {"sklearn", "dask", "mpi"}
     declared = {
         extra: {re.match(r"[\w-]+", requirement)[0] for requirement in requirements}
         for extra, requirements in extras.items()
-        if extra not in for_developers | unused_yet
+        if extra not in for_developers
     }
     listed = {package for packages in info.OPTIONAL.values() for package in packages}
     cupy = {"cupy-cuda12x", "cupy-cuda13x"}  # reported among the versions
