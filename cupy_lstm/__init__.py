@@ -2,6 +2,7 @@
 
 from cupy_lstm import initializer, regularizer
 from cupy_lstm.cell import LSTMCell
+from cupy_lstm.checkpoints import Checkpoints
 from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.engines import warmup
@@ -32,6 +33,7 @@ __all__ = [
     "AdamW",
     "Batches",
     "BiRNN",
+    "Checkpoints",
     "ClipGradByGlobalNorm",
     "ClipGradByNorm",
     "ClipGradByValue",

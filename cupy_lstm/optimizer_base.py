@@ -62,6 +62,10 @@ class Memory:
             self.parameter.data[...] = self.arrays["master"]
         self.updates += 1
         self.parameter.mark_changed()
+        self.note_weight()
+
+    def note_weight(self) -> None:
+        """Take the weight as it is now for the master rounded: the master stays."""
         self._version = self.parameter.version
 
     def check_place(self) -> None:
@@ -207,6 +211,15 @@ class Optimizer(ABC):
         for parameter in self.parameters:
             parameter.clear_gradient(set_to_zero)
 
+    def settings(self) -> dict[str, Any]:
+        """Return what was chosen when it was made, by name; what `state_dict` has is left out."""
+        changing = ("_steps", "_memories", "_scratches")
+        return {
+            name.removeprefix("_"): value
+            for name, value in vars(self).items()
+            if name not in changing
+        }
+
     def state_dict(self) -> StateDict:
         """Return what it takes to go on later: live arrays, not copies, and numbers.
 
@@ -262,6 +275,7 @@ class Optimizer(ABC):
             memory.updates = int(state_dict[f"{key}.updates"])
             for name, array in memory.arrays.items():
                 array[...] = array_module(array).asarray(state_dict[f"{key}.{name}"])
+            memory.note_weight()
 
     def _keyed(self) -> list[tuple[str, Memory]]:
         # Two layers may name their parameters alike: the position makes a name unique.

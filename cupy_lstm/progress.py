@@ -7,8 +7,13 @@ from cupy_lstm.history import EpochRecord
 
 
 @contextmanager
-def progress_bar(epochs: int, wanted: bool) -> Iterator[Callable[[EpochRecord], None]]:
-    """Yield a function that shows a record; it does nothing where no bar can be had."""
+def progress_bar(
+    epochs: int, wanted: bool, done: int = 0
+) -> Iterator[Callable[[EpochRecord], None]]:
+    """Yield a function that shows a record; it does nothing where no bar can be had.
+
+    `done` epochs were over before.
+    """
     try:
         if not wanted:
             raise ImportError
@@ -16,7 +21,7 @@ def progress_bar(epochs: int, wanted: bool) -> Iterator[Callable[[EpochRecord], 
     except ImportError:
         yield lambda record: None
         return
-    with tqdm(total=epochs, unit="epoch") as bar:
+    with tqdm(total=epochs, initial=done, unit="epoch") as bar:
 
         def show(record: EpochRecord) -> None:
             losses = {"loss": record.loss, "validation": record.validation_loss}

@@ -1,12 +1,12 @@
 """The training loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
-from math import inf, isfinite
 from typing import Any, Protocol, TypeAlias
 
 import numpy
 
-from cupy_lstm.backend import Array, array_module, is_array, sum_dtype
+from cupy_lstm.backend import Array, is_array, sum_dtype
+from cupy_lstm.checkpoints import CheckpointsLike, Saver, checked_checkpoints, opened
 from cupy_lstm.checks import checked_integer, checked_number
 from cupy_lstm.history import Callback, EpochRecord, History
 from cupy_lstm.modes import no_grad
@@ -14,6 +14,7 @@ from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.progress import progress_bar
 from cupy_lstm.ranges import each_load
+from cupy_lstm.training_state import MeanLoss, TrainingState
 from cupy_lstm.windows import Inputs
 
 Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
@@ -56,6 +57,7 @@ def fit(
     patience: int | None = None,
     min_delta: float = 0.0,
     callbacks: Iterable[Callback] = (),
+    checkpoints: CheckpointsLike | None = None,
     progress: bool = True,
 ) -> History:
     """Train a model.
@@ -90,6 +92,9 @@ def fit(
         Called in order with an `EpochRecord` after every epoch; False from one of them ends the
         training after that epoch. If one raises, the model, the optimiser and `batches` are as
         that epoch left them.
+    checkpoints : Checkpoints, str or path, optional
+        Where to write down how far the training has come. The same call on the same folder goes
+        on from there, bit for bit; see `Checkpoints`.
     progress : bool
         Whether to show a progress bar with the losses; needs tqdm, and without it shows nothing.
 
@@ -110,98 +115,57 @@ def fit(
     if patience is not None:
         patience = checked_integer("patience", patience)
     min_delta = checked_number("min_delta", min_delta)
+    checkpoints = checked_checkpoints("checkpoints", checkpoints)
     callbacks = _checked_parts(model, loss, optimizer, callbacks)
     _check_batches("batches", batches)
     if validation is not None:
         _check_batches("validation", validation)
 
-    history = History()
-    best = _Best(model, min_delta, keep_weights=patience is not None)
+    state = TrainingState(
+        model, optimizer, batches, validation, min_delta=min_delta, keep_best=patience is not None
+    )
     came_in_training = model.training
     try:
-        with progress_bar(epochs, progress) as show:
-            for epoch in range(epochs):
-                rate = optimizer.learning_rate
-                trained = _train(model, loss, optimizer, batches)
-                validated = None if validation is None else _validate(model, loss, validation)
-                training_loss = trained.read("training", epoch)
-                validation_loss = validated.read("validation", epoch) if validated else None
-                watched = training_loss if validation_loss is None else validation_loss
-                is_best = best.offer(watched)
-                record = EpochRecord(epoch, training_loss, validation_loss, rate, is_best)
-                history.add(record)
+        with (
+            opened(checkpoints, state, loss, epochs) as saver,
+            progress_bar(epochs, progress, state.position.epoch) as show,
+        ):
+            while not state.is_over(epochs, patience):
+                _train(state, loss, saver)
+                record = _end_epoch(state, loss)
                 show(record)
                 verdicts = [callback(record) for callback in callbacks]
-                impatient = patience is not None and epoch - history.best_epoch >= patience
-                if impatient or any(_means_stop(verdict) for verdict in verdicts):
-                    break
+                state.position.stopped = any(_means_stop(verdict) for verdict in verdicts)
+                saver.after_epoch()
+            saver.finish()
     finally:
         model.train() if came_in_training else model.eval()
-    best.restore_weights()
-    history.stopped_early = len(history.loss) < epochs
-    return history
+    state.restore_best()
+    state.history.stopped_early = len(state.history.loss) < epochs
+    return state.history
 
 
-class _MeanLoss:
-    """Mean of a loss over the elements of all batches; stays on the device until it is read."""
-
-    def __init__(self) -> None:
-        self._total: Array = 0.0
-        self._elements = 0
-
-    def add(self, value: Array, target: Array) -> None:
-        """Take in the mean loss of a batch."""
-        total = array_module(target).asarray(value, "float64") * target.size
-        self._total = self._total + total
-        self._elements += target.size
-
-    def read(self, kind: str, epoch: int) -> float:
-        """Return the mean; synchronises on CuPy."""
-        if not self._elements:
-            raise ValueError(f"there are no {kind} batches")
-        mean = float(self._total) / self._elements
-        if not isfinite(mean):
-            raise FloatingPointError(
-                f"the {kind} loss of epoch {epoch} is {mean}: try a smaller learning rate, clip "
-                "the gradients, or look for infinities and NaN in the data"
-            )
-        return mean
-
-
-class _Best:
-    """The smallest loss seen, and if wanted a copy of the weights that reached it."""
-
-    def __init__(self, model: Model, min_delta: float, keep_weights: bool) -> None:
-        self._parameters = model.parameters() if keep_weights else []
-        self._min_delta = min_delta
-        self._loss = inf
-        self._weights: list[Array] = []
-
-    def offer(self, loss: float) -> bool:
-        """Take the model's weights in if the loss is an improvement, and say whether it is."""
-        if not loss < self._loss - self._min_delta:
-            return False
-        self._loss = loss
-        self._weights = [p.data.copy() for p in self._parameters]
-        return True
-
-    def restore_weights(self) -> None:
-        """Put the weights that were kept back into the model."""
-        for parameter, weight in zip(self._parameters, self._weights, strict=True):
-            parameter.set_value(weight)
-
-
-def _train(model: Model, loss: Loss, optimizer: Optimizer, batches: BatchesLike) -> _MeanLoss:
-    mean = _MeanLoss()
+def _train(state: TrainingState, loss: Loss, saver: Saver) -> None:
+    """Learn from the batches of an epoch, or from what is left of them."""
+    model, optimizer = state.model, state.optimizer
     model.train()
-    for batch in each_load(batches):
+    for batch in state.remaining_batches():
         prediction, target = _predict(model, batch)
         value, gradient = _scaled(loss, prediction, target, optimizer.loss_scale)
         optimizer.clear_grad()
         model.backward(gradient)
         optimizer.step()
-        mean.add(value, target)
-    return mean
+        state.end_step(value, target)
+        saver.after_step()
+
+
+def _end_epoch(state: TrainingState, loss: Loss) -> EpochRecord:
+    """Validate, and read the losses of an epoch."""
+    validation, epoch = state.validation, state.position.epoch
+    validated = None if validation is None else _validate(state.model, loss, validation)
+    training_loss = state.loss.read("training", epoch)
+    validation_loss = validated.read("validation", epoch) if validated else None
+    return state.end_epoch(training_loss, validation_loss)
 
 
 def _scaled(loss: Loss, prediction: Array, target: Array, scale: float) -> tuple[Array, Array]:
@@ -215,8 +179,8 @@ def _scaled(loss: Loss, prediction: Array, target: Array, scale: float) -> tuple
     return value, gradient.astype(dtype, copy=False)
 
 
-def _validate(model: Model, loss: Loss, batches: BatchesLike) -> _MeanLoss:
-    mean = _MeanLoss()
+def _validate(model: Model, loss: Loss, batches: BatchesLike) -> MeanLoss:
+    mean = MeanLoss()
     model.eval()
     with no_grad():
         for batch in each_load(batches):

@@ -141,6 +141,17 @@ class Batches:
     def epoch(self, value: int) -> None:
         self._epoch = checked_integer("epoch", value, minimum=0)
 
+    def settings(self) -> dict[str, object]:
+        """Return what was chosen when it was made, by name, and the kinds of its arrays."""
+        inputs = self._inputs if isinstance(self._inputs, tuple) else (self._inputs,)
+        return {
+            "inputs": [_kind(array) for array in inputs],
+            "targets": _kind(self._targets),
+            "batch_size": self.batch_size,
+            "shuffle": self._shuffle,
+            "drop_last": self._drop_last,
+        }
+
     def __len__(self) -> int:
         """Number of batches of an epoch."""
         samples: int = self._targets.shape[0]
@@ -171,6 +182,10 @@ def _chosen(arrays: Inputs, rows: Array) -> Inputs:
         return tuple(_chosen(array, rows) for array in arrays)
     # Indexing copies, but may keep the order in which the axes of `arrays` lie in memory.
     return array_module(rows).ascontiguousarray(arrays[rows])
+
+
+def _kind(array: Array) -> str:
+    return f"{array.dtype} {list(array.shape)}"
 
 
 def _checked_array(name: str, value: object) -> Array:

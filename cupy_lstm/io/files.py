@@ -2,11 +2,15 @@
 
 import contextlib
 import errno
+import os
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 Writer = Callable[[Path], object]
+
+SCRATCH = ".cupy_lstm-"
+"""How the temporary folders begin that a process leaves behind if it is killed while it writes."""
 
 
 def write_whole(path: Path, contents: bytes) -> None:
@@ -25,9 +29,9 @@ def write_whole(path: Path, contents: bytes) -> None:
 def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
     """Write files into a folder, which is made if need be.
 
-    Each file is first written into a temporary folder inside; only when all are complete are
-    they renamed. If anything fails before the last rename, an interrupt included, the folder is
-    left as it was.
+    Each file is first written into a temporary folder inside; only when all are complete, and on
+    the disk itself, are they renamed. If anything fails before the last rename, an interrupt
+    included, the folder is left as it was.
 
     Parameters
     ----------
@@ -44,15 +48,28 @@ def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
     made = [place for place in (folder, *folder.parents) if not place.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".cupy_lstm-") as scratch:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             for name, write in writers.items():
                 write(Path(scratch) / name)
+                _bring_to_disk(Path(scratch) / name)
             _rename(Path(scratch), folder, list(writers))
+        _bring_to_disk(folder)
     except BaseException:
         for place in made:
             with contextlib.suppress(OSError):
                 place.rmdir()
         raise
+
+
+def _bring_to_disk(path: Path) -> None:
+    """Wait until a file, or the names in a folder, would outlive a loss of power."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows keeps the names of a folder itself
+    descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _rename(scratch: Path, folder: Path, names: list[str]) -> None:

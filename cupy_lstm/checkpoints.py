@@ -1,0 +1,278 @@
+"""Checkpoints: files that a training goes on from after whatever has ended it.
+
+A checkpoint is a safetensors file whose name says where the training stood and ends in the
+beginning of the SHA-256 of its contents, so that one flipped bit is seen. It is written under
+another name, brought to the disk and only then renamed.
+"""
+
+import hashlib
+import json
+import re
+import shutil
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from os import PathLike
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple, TypeAlias
+
+from cupy_lstm.checks import checked_integer
+from cupy_lstm.description import description, difference
+from cupy_lstm.io.files import SCRATCH, write_whole
+from cupy_lstm.io.lock import locked
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
+from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
+from cupy_lstm.layer import Layer
+from cupy_lstm.training_state import TrainingState
+
+FORMAT = "cupy_lstm training 1"
+"""Key of the facts in a file's metadata; a change of fields makes it the next number."""
+
+NAME = re.compile(r"epoch-(\d+)-batch-(\d+)-([0-9a-f]{16})\.safetensors")
+"""Name of a checkpoint: epochs and batches that were over, and the checksum."""
+
+
+class Checkpoints:
+    """Where and how often a training writes down how far it has come.
+
+    Parameters
+    ----------
+    folder : str or path
+        A folder for this training alone; made if it is not there.
+    every : int, optional
+        Batches from one checkpoint to the next, counted from the beginning of the training, so
+        that one may fall into the middle of an epoch; default: one after every epoch. In any case
+        there is one at the end.
+    keep : int
+        How many are kept, the newest ones.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or an impossible value.
+    """
+
+    def __init__(
+        self, folder: str | PathLike[str], *, every: int | None = None, keep: int = 3
+    ) -> None:
+        if not isinstance(folder, str | PathLike):
+            raise TypeError(f"folder must be a path, received {folder!r}")
+        self.folder = Path(folder)
+        self.every = None if every is None else checked_integer("every", every)
+        self.keep = checked_integer("keep", keep)
+
+    def __repr__(self) -> str:
+        return f"Checkpoints({str(self.folder)!r}, every={self.every}, keep={self.keep})"
+
+
+CheckpointsLike: TypeAlias = Checkpoints | str | PathLike[str]
+"""`Checkpoints`, or a folder alone."""
+
+
+def checked_checkpoints(argument: str, value: object) -> Checkpoints | None:
+    """Return `value` as Checkpoints; None stays None.
+
+    Raises
+    ------
+    TypeError
+        If it is something else than Checkpoints or a path.
+    """
+    if value is None or isinstance(value, Checkpoints):
+        return value
+    if isinstance(value, str | PathLike):
+        return Checkpoints(value)
+    raise TypeError(f"{argument} must be Checkpoints or a folder, received {value!r}")
+
+
+class _Name(NamedTuple):
+    """What the name of a checkpoint says; sorts by age."""
+
+    epoch: int
+    batch: int
+    path: Path
+    checksum: str
+
+
+class CheckpointFolder:
+    """The checkpoints of a training as files; to be used by one process at a time.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are.
+    keep : int
+        How many of them stay.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def clean(self) -> None:
+        """Remove what a process that was killed has left half-written."""
+        for scratch in self.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(scratch)
+
+    def newest(self) -> Path | None:
+        """Return the newest checkpoint that is sound; warn of damaged ones that are newer."""
+        for _, _, path, checksum in reversed(self._names()):
+            try:
+                with path.open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+                damage = None if found.startswith(checksum) else "its checksum is another"
+            except OSError as error:
+                damage = str(error)
+            if damage is None:
+                return path
+            warnings.warn(
+                f"{path} is damaged and passed over: {damage}", RuntimeWarning, stacklevel=2
+            )
+        return None
+
+    def write(self, epoch: int, batch: int, contents: bytes) -> None:
+        """Write a checkpoint, and remove those that are too old then.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; the checkpoints that were there stay.
+        """
+        checksum = hashlib.sha256(contents).hexdigest()[:16]
+        path = self.folder / f"epoch-{epoch:06d}-batch-{batch:06d}-{checksum}.safetensors"
+        try:
+            write_whole(path, contents)
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"no checkpoint could be written, those that were there stay ({error.strerror})",
+                str(path),
+            ) from error
+        # Newer ones are damaged, or this training had not gone on from an older one.
+        older = [name for name in self._names() if name[:2] <= (epoch, batch) and name.path != path]
+        for name in older[: len(older) - self._keep + 1]:
+            name.path.unlink()
+
+    def _names(self) -> list[_Name]:
+        matches = ((path, NAME.fullmatch(path.name)) for path in self.folder.iterdir())
+        return sorted(_Name(int(m[1]), int(m[2]), path, m[3]) for path, m in matches if m)
+
+
+class Saver:
+    """Writes the checkpoints of a training when they are due; without a folder, none.
+
+    Parameters
+    ----------
+    state : TrainingState
+        What to write.
+    folder : CheckpointFolder, optional
+        Where to.
+    every : int, optional
+        Batches between two of them; default: those of an epoch.
+    made_of : mapping, optional
+        Description of the training.
+    """
+
+    def __init__(
+        self,
+        state: TrainingState,
+        folder: CheckpointFolder | None = None,
+        every: int | None = None,
+        made_of: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
+        self._state = state
+        self._folder = folder
+        self._every = every
+        self._made_of = dict(made_of)
+        self._written: tuple[int, int] | None = None
+
+    def resume(self, epochs: int) -> None:
+        """Go on from the newest checkpoint, if there is one.
+
+        Raises
+        ------
+        ValueError
+            If it is of another training, or further than `epochs`. Nothing is changed then.
+        """
+        path = self._folder.newest() if self._folder else None
+        if path is None:
+            return
+        tensors, metadata = read_tensors(path)
+        if FORMAT not in metadata:
+            raise ValueError(f"{path} was not written by this version of cupy_lstm")
+        facts = json.loads(metadata[FORMAT])
+        instead = "take another folder, or remove this one to begin anew"
+        other = difference(facts["made_of"], self._made_of)
+        if other is not None:
+            raise ValueError(f"{path} is of another training: {other}; {instead}")
+        if facts["position"]["epoch"] > epochs:
+            raise ValueError(
+                f"epochs is {epochs}, but {path} is further than that already; {instead}"
+            )
+        try:
+            self._state.restore(tensors, facts)
+        except ValueError as error:
+            raise ValueError(f"{path} is of another training: {error}; {instead}") from None
+        self._written = self._place()
+
+    def after_step(self) -> None:
+        """Write a checkpoint if one is due after a batch."""
+        if self._every is not None and self._state.position.steps % self._every == 0:
+            self._write()
+
+    def after_epoch(self) -> None:
+        """Write a checkpoint if one is due after an epoch."""
+        if self._every is None:
+            self._write()
+
+    def finish(self) -> None:
+        """Write the last one, if it is not there yet."""
+        self._write()
+
+    def _write(self) -> None:
+        if self._folder is None or self._written == self._place():
+            return
+        tensors, facts = self._state.capture()
+        facts["made_of"] = self._made_of
+        contents = tensors_as_bytes(tensors, {FORMAT: json.dumps(facts)})
+        self._folder.write(*self._place(), contents)
+        self._written = self._place()
+
+    def _place(self) -> tuple[int, int]:
+        return self._state.position.epoch, self._state.position.batch
+
+
+@contextmanager
+def opened(
+    checkpoints: Checkpoints | None, state: TrainingState, loss: object, epochs: int
+) -> Iterator[Saver]:
+    """Go on from the newest checkpoint, and yield what writes the next ones.
+
+    The folder is locked until the training ends. Without checkpoints nothing is read or written.
+
+    Raises
+    ------
+    TypeError
+        If the model is no layer.
+    ImportError
+        If safetensors is not installed.
+    RuntimeError
+        If another training uses the folder.
+    OSError
+        If the folder cannot be made or written into.
+    ValueError
+        If the newest checkpoint is of another training. Nothing is changed then.
+    """
+    if checkpoints is None:
+        yield Saver(state)
+        return
+    if not isinstance(state.model, Layer):
+        kind = type(state.model).__name__
+        raise TypeError(f"model must be a Layer to be written into checkpoints, received {kind}")
+    optional_module("safetensors", "checkpoints", IO_EXTRA)
+    with locked(checkpoints.folder, "training"):
+        folder = CheckpointFolder(checkpoints.folder, checkpoints.keep)
+        folder.clean()
+        saver = Saver(state, folder, checkpoints.every, description(state, loss))
+        saver.resume(epochs)
+        yield saver
