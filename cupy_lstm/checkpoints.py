@@ -1,25 +1,16 @@
-"""Checkpoints: files that a training goes on from after whatever has ended it.
+"""Checkpoints: files that a training goes on from after whatever has ended it."""
 
-A checkpoint is a safetensors file whose name says where the training stood and ends in the
-beginning of the SHA-256 of its contents, so that one flipped bit is seen. It is written under
-another name, brought to the disk and only then renamed.
-"""
-
-import hashlib
 import json
-import re
-import shutil
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 from cupy_lstm.checks import checked_integer
 from cupy_lstm.description import description, difference
-from cupy_lstm.io.files import SCRATCH, write_whole
+from cupy_lstm.io.checkpoint_folder import CheckpointFolder
 from cupy_lstm.io.lock import locked
 from cupy_lstm.io.optional import IO_EXTRA, optional_module
 from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
@@ -28,9 +19,6 @@ from cupy_lstm.training_state import TrainingState
 
 FORMAT = "cupy_lstm training 1"
 """Key of the facts in a file's metadata; a change of fields makes it the next number."""
-
-NAME = re.compile(r"epoch-(\d+)-batch-(\d+)-([0-9a-f]{16})\.safetensors")
-"""Name of a checkpoint: epochs and batches that were over, and the checksum."""
 
 
 class Checkpoints:
@@ -85,79 +73,6 @@ def checked_checkpoints(argument: str, value: object) -> Checkpoints | None:
     raise TypeError(f"{argument} must be Checkpoints or a folder, received {value!r}")
 
 
-class _Name(NamedTuple):
-    """What the name of a checkpoint says; sorts by age."""
-
-    epoch: int
-    batch: int
-    path: Path
-    checksum: str
-
-
-class CheckpointFolder:
-    """The checkpoints of a training as files; to be used by one process at a time.
-
-    Parameters
-    ----------
-    folder : Path
-        Where they are.
-    keep : int
-        How many of them stay.
-    """
-
-    def __init__(self, folder: Path, keep: int) -> None:
-        self.folder = folder
-        self._keep = keep
-
-    def clean(self) -> None:
-        """Remove what a process that was killed has left half-written."""
-        for scratch in self.folder.glob(f"{SCRATCH}*"):
-            shutil.rmtree(scratch)
-
-    def newest(self) -> Path | None:
-        """Return the newest checkpoint that is sound; warn of damaged ones that are newer."""
-        for _, _, path, checksum in reversed(self._names()):
-            try:
-                with path.open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-                damage = None if found.startswith(checksum) else "its checksum is another"
-            except OSError as error:
-                damage = str(error)
-            if damage is None:
-                return path
-            warnings.warn(
-                f"{path} is damaged and passed over: {damage}", RuntimeWarning, stacklevel=2
-            )
-        return None
-
-    def write(self, epoch: int, batch: int, contents: bytes) -> None:
-        """Write a checkpoint, and remove those that are too old then.
-
-        Raises
-        ------
-        OSError
-            If the file system refuses; the checkpoints that were there stay.
-        """
-        checksum = hashlib.sha256(contents).hexdigest()[:16]
-        path = self.folder / f"epoch-{epoch:06d}-batch-{batch:06d}-{checksum}.safetensors"
-        try:
-            write_whole(path, contents)
-        except OSError as error:
-            raise OSError(
-                error.errno,
-                f"no checkpoint could be written, those that were there stay ({error.strerror})",
-                str(path),
-            ) from error
-        # Newer ones are damaged, or this training had not gone on from an older one.
-        older = [name for name in self._names() if name[:2] <= (epoch, batch) and name.path != path]
-        for name in older[: len(older) - self._keep + 1]:
-            name.path.unlink()
-
-    def _names(self) -> list[_Name]:
-        matches = ((path, NAME.fullmatch(path.name)) for path in self.folder.iterdir())
-        return sorted(_Name(int(m[1]), int(m[2]), path, m[3]) for path, m in matches if m)
-
-
 class Saver:
     """Writes the checkpoints of a training when they are due; without a folder, none.
 
@@ -194,9 +109,10 @@ class Saver:
         ValueError
             If it is of another training, or further than `epochs`. Nothing is changed then.
         """
-        path = self._folder.newest() if self._folder else None
-        if path is None:
+        newest = self._folder.newest() if self._folder else None
+        if self._folder is None or newest is None:
             return
+        path = newest.path
         tensors, metadata = read_tensors(path)
         if FORMAT not in metadata:
             raise ValueError(f"{path} was not written by this version of cupy_lstm")
@@ -214,6 +130,7 @@ class Saver:
         except ValueError as error:
             raise ValueError(f"{path} is of another training: {error}; {instead}") from None
         self._written = self._place()
+        self._folder.remove_before(newest)  # it may have been killed before it did so
 
     def after_step(self) -> None:
         """Write a checkpoint if one is due after a batch."""

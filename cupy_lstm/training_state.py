@@ -162,7 +162,7 @@ class TrainingState:
         """Say whether there is nothing left to do."""
         done = self.position.epoch
         impatient = patience is not None and done - 1 - self.history.best_epoch >= patience
-        return done >= epochs or self.position.stopped or (done > 0 and impatient)
+        return done >= epochs or self.position.stopped or impatient
 
     def restore_best(self) -> None:
         """Put the weights that were kept back into the model."""

@@ -1,5 +1,6 @@
 """A folder that one process at a time works in."""
 
+import contextlib
 import os
 import sys
 from collections.abc import Iterator
@@ -7,12 +8,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 LOCK = ".lock"
-"""Name of the file that is locked; it stays behind, unlocked."""
+"""Name of the file that is locked. It stays: one that is removed could be locked by two."""
 
 
 @contextmanager
 def locked(folder: Path, purpose: str) -> Iterator[None]:
-    """Keep a folder for oneself; it is made if need be.
+    """Keep a folder, which is made if need be, for this process.
 
     The system gives the lock back when the process ends, however it ends.
 
@@ -26,27 +27,40 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     Raises
     ------
     RuntimeError
-        If somebody else has locked it.
+        If it is locked already.
     OSError
-        If the folder cannot be made or written into.
+        If the folder cannot be made or written into, or the system has no flock (Windows).
     """
     if sys.platform == "win32":
-        raise OSError("folders are locked with flock, which Windows does not have")
+        raise OSError(f"{folder} cannot be locked: Windows has no flock")
     import fcntl
 
-    folder.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    descriptor = _opened(folder, purpose)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
             raise RuntimeError(
-                f"{folder} is in use by another {purpose}, process {owner or 'unknown'}: wait for "
-                "its end, or take another folder"
+                f"{folder} is in use by another {purpose} (process {owner or 'unknown'}): wait "
+                "until that has ended, or take another folder"
             ) from None
-        os.ftruncate(descriptor, 0)
-        os.write(descriptor, f"{os.getpid()}\n".encode())
+        with contextlib.suppress(OSError):  # a full disk: the number is for the message alone
+            os.ftruncate(descriptor, 0)
+            os.write(descriptor, f"{os.getpid()}\n".encode())
         yield
     finally:
         os.close(descriptor)
+
+
+def _opened(folder: Path, purpose: str) -> int:
+    """Return a descriptor of the file that is locked."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"the {purpose} needs a folder to write into, and this is none ({error.strerror})",
+            str(folder),
+        ) from error

@@ -1,0 +1,122 @@
+"""Checkpoints as files: whole or not there, sound or passed over, and not too many of them.
+
+The name of a file says where the training stood, and ends in the beginning of the SHA-256 of its
+contents: one flipped bit is seen.
+"""
+
+import hashlib
+import re
+import shutil
+import warnings
+from pathlib import Path
+from typing import NamedTuple
+
+from cupy_lstm.io.files import SCRATCH, write_whole
+
+NAME = re.compile(r"epoch-(\d+)-batch-(\d+)-([0-9a-f]{16})\.safetensors")
+
+
+class Checkpoint(NamedTuple):
+    """What the name of a file says; sorts by age.
+
+    Attributes
+    ----------
+    epoch, batch : int
+        Epochs that were over, and batches of the running one.
+    checksum : str
+        Beginning of the SHA-256 of the contents.
+    path : Path
+        The file.
+    """
+
+    epoch: int
+    batch: int
+    checksum: str
+    path: Path
+
+
+class CheckpointFolder:
+    """The checkpoints of a training; to be used by one process at a time.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they are.
+    keep : int
+        How many of them stay, the newest ones.
+    """
+
+    def __init__(self, folder: Path, keep: int) -> None:
+        self.folder = folder
+        self._keep = keep
+
+    def clean(self) -> None:
+        """Remove what a process has left that was killed while it wrote."""
+        for scratch in self.folder.glob(f"{SCRATCH}*"):
+            shutil.rmtree(scratch)
+
+    def newest(self) -> Checkpoint | None:
+        """Return the newest checkpoint that is sound, and warn of newer ones that are not."""
+        for checkpoint in reversed(self._checkpoints()):
+            damage = _damage(checkpoint)
+            if damage is None:
+                return checkpoint
+            warnings.warn(
+                f"the checkpoint {checkpoint.path} is damaged and passed over: {damage}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return None
+
+    def write(self, epoch: int, batch: int, contents: bytes) -> None:
+        """Write a checkpoint, then remove those that are too old.
+
+        Parameters
+        ----------
+        epoch, batch : int
+            Epochs that are over, and batches of the running one.
+        contents : bytes
+            The whole file.
+
+        Raises
+        ------
+        OSError
+            If the file system refuses; the checkpoints that were there stay.
+        """
+        checksum = hashlib.sha256(contents).hexdigest()[:16]
+        name = f"epoch-{epoch:06d}-batch-{batch:06d}-{checksum}.safetensors"
+        checkpoint = Checkpoint(epoch, batch, checksum, self.folder / name)
+        try:
+            write_whole(checkpoint.path, contents)
+        except OSError as error:
+            reason = error.strerror or error
+            raise OSError(
+                error.errno,
+                f"the checkpoint could not be written ({reason}); earlier ones are as they were",
+                str(checkpoint.path),
+            ) from error
+        self.remove_before(checkpoint)
+
+    def remove_before(self, newest: Checkpoint) -> None:
+        """Remove what is too old when `newest`, which is sound, is the newest one."""
+        # What claims to be newer is damaged: it takes the place of none.
+        older = [c for c in self._checkpoints() if c[:2] <= newest[:2] and c != newest]
+        for checkpoint in older[: len(older) - (self._keep - 1)]:
+            checkpoint.path.unlink()
+
+    def _checkpoints(self) -> list[Checkpoint]:
+        """Return the checkpoints by their names, the oldest first."""
+        found = ((path, NAME.fullmatch(path.name)) for path in self.folder.iterdir())
+        return sorted(Checkpoint(int(m[1]), int(m[2]), m[3], path) for path, m in found if m)
+
+
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """Return what is wrong with a file; None if nothing is."""
+    try:
+        with checkpoint.path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        return str(error.strerror)
+    if found.startswith(checkpoint.checksum):
+        return None
+    return f"its checksum is {found[:16]}"
