@@ -34,14 +34,16 @@ class MeanLoss:
         self._elements += target.size
 
     def sums(self) -> tuple[float, int]:
-        """Return what it takes to go on: the sum and the number of elements; synchronises."""
-        return float(self._total), self._elements
+        """Return the sum over all elements, and their number; synchronises on CuPy."""
+        self._total = float(self._total)
+        return self._total, self._elements
 
     def read(self, kind: str, epoch: int) -> float:
         """Return the mean; synchronises on CuPy."""
-        if not self._elements:
+        total, elements = self.sums()
+        if not elements:
             raise ValueError(f"there are no {kind} batches")
-        mean = float(self._total) / self._elements
+        mean = total / elements
         if not isfinite(mean):
             raise FloatingPointError(
                 f"the {kind} loss of epoch {epoch} is {mean}: try a smaller learning rate, clip "
@@ -191,7 +193,7 @@ class TrainingState:
             tensors |= {f"best.{name}": weight for name, weight in best}
         facts = {
             "position": asdict(position),
-            "loss": self.loss.sums(),
+            "loss": self.loss.sums() if position.batch else (0.0, 0),
             "optimizer": {key: value for key, value in optimizer.items() if not is_array(value)},
             "dropout": {name: _dropout(lstm) for name, lstm in self._lstms()},
             "frozen": [name for name, p in parameters.items() if not p.trainable],
