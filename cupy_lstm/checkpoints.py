@@ -24,6 +24,11 @@ FORMAT = "cupy_lstm training 1"
 class Checkpoints:
     """Where and how often a training writes down how far it has come.
 
+    A checkpoint holds weights, the state of the optimiser, keys of the dropout masks, the place in
+    the data, history, and best weights so far; not what callbacks remember. It is a safetensors
+    file with a checksum in its name, written whole or not at all. On CuPy arrays are copied to the
+    host where one is written, and only there.
+
     Parameters
     ----------
     folder : str or path

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sized
 from dataclasses import fields, is_dataclass
+from functools import partial
 from typing import Any
 
 from cupy_lstm.training_state import TrainingState, named_layers
@@ -61,6 +62,11 @@ def _described(value: object) -> Any:
         return value
     if isinstance(value, list | tuple):
         return [_described(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _described(item) for key, item in value.items()}
+    if isinstance(value, partial):
+        given = {"arguments": value.args, **value.keywords}
+        return {"function": _described(value.func), **_described(given)}
     if is_dataclass(value) and not isinstance(value, type):
         named = {f.name: _described(getattr(value, f.name)) for f in fields(value)}
         return {"type": _name(value), **named}

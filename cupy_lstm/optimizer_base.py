@@ -240,6 +240,8 @@ class Optimizer(ABC):
     def set_state_dict(self, state_dict: Mapping[str, Array | float]) -> None:
         """Go on from a saved state: all of it is checked first, then all is written.
 
+        Set the weights first: a master that is in the state then stays as exact as it was.
+
         Parameters
         ----------
         state_dict : mapping of str to array or number

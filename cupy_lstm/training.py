@@ -93,8 +93,9 @@ def fit(
         training after that epoch. If one raises, the model, the optimiser and `batches` are as
         that epoch left them.
     checkpoints : Checkpoints, str or path, optional
-        Where to write down how far the training has come. The same call on the same folder goes
-        on from there, bit for bit; see `Checkpoints`.
+        A folder, or where and how often, to write down how far the training has come. The same
+        call in a program that is started again goes on from there, and ends bit for bit where it
+        would have ended; a training that has come to its end is not repeated. See `Checkpoints`.
     progress : bool
         Whether to show a progress bar with the losses; needs tqdm, and without it shows nothing.
 
@@ -106,7 +107,14 @@ def fit(
     Raises
     ------
     TypeError, ValueError
-        If an argument has the wrong type or an impossible value, or there are no batches.
+        If an argument has the wrong type or an impossible value, or there are no batches, or the
+        checkpoint that is there is of another training.
+    RuntimeError
+        If another training uses the folder of checkpoints.
+    OSError
+        If a checkpoint cannot be written; those that were there stay.
+    ImportError
+        If checkpoints are asked for and safetensors is not installed.
     FloatingPointError
         If the training or validation loss of an epoch is infinite or not a number. The weights
         are left as they are then.

@@ -173,7 +173,9 @@ class TrainingState:
                 p.set_value(weight)
 
     def capture(self) -> tuple[dict[str, Array], dict[str, Any]]:
-        """Return the state as arrays, live ones, and as facts; synchronises on CuPy.
+        """Return the state as arrays, live ones, and as facts.
+
+        On CuPy it synchronises within an epoch, whose loss it reads.
 
         Raises
         ------
@@ -249,22 +251,19 @@ class TrainingState:
         return watched[self.history.best_epoch] if watched else inf
 
     def _lstms(self) -> Iterator[tuple[str, LSTM]]:
-        return ((name, layer) for name, layer in named_layers(self.model) if _has_dropout(layer))
+        layers = named_layers(self.model)
+        return ((name, layer) for name, layer in layers if isinstance(layer, LSTM))
 
     def _ordered(self) -> Iterator[tuple[str, Any]]:
         named = {"batches": self.batches, "validation": self.validation}
         return ((name, data) for name, data in named.items() if hasattr(data, "epoch"))
 
 
-def named_layers(layer: Layer, name: str = "") -> Iterator[tuple[str, Any]]:
+def named_layers(layer: Layer, name: str = "") -> Iterator[tuple[str, Layer]]:
     """Yield a layer and all below it with their names."""
     yield name, layer
     for child_name, child in layer.named_children():
         yield from named_layers(child, f"{name}.{child_name}" if name else child_name)
-
-
-def _has_dropout(layer: object) -> bool:
-    return isinstance(layer, LSTM)
 
 
 def _dropout(lstm: LSTM) -> dict[str, float]:
