@@ -70,6 +70,12 @@ def test_pytorch_gets_the_same_weights_and_keeps_the_rule(dtype):
         assert check.found_wrong(results(check.dy)) == []
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """The layer on which tiers are checked, as small as fills more than one tile."""
+    monkeypatch.setattr(bench_gpu, "CHECKED", (3, 9, 8, 24))
+
+
 @pytest.fixture
 def timed(monkeypatch):
     """The calls that were made, and no clock: a millisecond each."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from full import only_in_full
 from gpu_on_cpu import CUPY_VERSION, install, reason_it_cannot_work
 from gpu_on_cpu.device import sanitize
 from gpu_on_cpu.driver import capsules, devices, installation
@@ -176,6 +177,8 @@ def pytest_on(folder, *options, examples=EXAMPLES, **environment):
         "no:cacheprovider",
         "-p",
         "no:cov",
+        "-p",
+        "no:zarr",
         "-n0",
         *options,
     ]
@@ -186,7 +189,7 @@ def pytest_on(folder, *options, examples=EXAMPLES, **environment):
 
 
 @needs_the_bed
-@pytest.mark.parametrize("workers", [0, 2])
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=only_in_full)])
 def test_marked_tests_run_in_a_child_and_are_reported_as_if_here(tmp_path, workers):
     done = pytest_on(tmp_path, f"-n{workers}")
     assert done.returncode == 1
@@ -215,7 +218,10 @@ def test_the_first_failure_can_end_the_run(tmp_path):
 
 
 @needs_the_bed
-@pytest.mark.parametrize(("workers", "last"), [(0, ""), (2, "def test_without_it(): pass\n")])
+@pytest.mark.parametrize(
+    ("workers", "last"),
+    [(0, ""), pytest.param(2, "def test_without_it(): pass\n", marks=only_in_full)],
+)
 def test_a_crash_at_the_end_of_the_child_fails_the_run(tmp_path, workers, last):
     examples = """
 import atexit, os, pytest

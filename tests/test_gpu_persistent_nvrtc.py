@@ -58,7 +58,7 @@ def test_there_are_few_instantiations():
 @each_architecture
 @each_function
 def test_nothing_spills_and_the_register_file_holds_a_block(compiled, function, architecture):
-    chosen(architecture)
+    chosen(architecture, sample=("sm_90",))
     for expression, tile in INSTANTIATIONS[function]:
         module, seconds = compiled(function, expression, architecture)
         usage = module.resources[module.names[expression]]
@@ -73,7 +73,7 @@ def test_nothing_spills_and_the_register_file_holds_a_block(compiled, function, 
 @each_function
 def test_memory_instructions(compiled, function, architecture):
     """Nothing that is written is read through the path that sees no writes; 16 bytes at once."""
-    chosen(architecture)
+    chosen(architecture, sample=("sm_90",))
     names = [p.name for p in kernels.signature(FILES[function], function, ("float", "16", "256"))]
     for expression, _ in INSTANTIATIONS[function]:
         module, _ = compiled(function, expression, architecture)

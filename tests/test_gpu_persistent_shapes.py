@@ -50,7 +50,7 @@ PLACES = (
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=60 if FULL else 25)
 @given(shapes(7, 10, st.integers(4, 48)), *PLACES)
 def test_any_shape_on_any_card(cupy, case, dtype, card, inside, chunk, turn):
     assert_right(cupy, case, dtype, card, inside, chunk, turn)

@@ -159,6 +159,7 @@ class Parent:
         reports, answers = os.pipe()
         self.output = tempfile.TemporaryFile()  # noqa: SIM115  read and closed by `stop`
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--gpu-on-cpu"]
+        command += ["-p", "no:zarr"]  # its plugin imports CuPy before `install` can
         command += ["--gpu-on-cpu-child", str(asked), str(answers)]
         if session.config.pluginmanager.hasplugin("xdist"):
             command += ["-n0"]

@@ -1,5 +1,8 @@
 // Included by g++ before every .cu: what a CUDA compiler provides without any #include.
 #pragma once
+// Of each compilation, a tenth was the special functions of C++17, which CUDA does not have.
+#include <bits/c++config.h>
+#undef _GLIBCXX_USE_STD_SPEC_FUNCS
 #include <initializer_list>
 #include <utility>
 
