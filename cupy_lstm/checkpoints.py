@@ -1,24 +1,19 @@
 """Checkpoints: files that a training goes on from after whatever has ended it."""
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cupy_lstm.checks import checked_integer
 from cupy_lstm.description import description, difference
-from cupy_lstm.io.checkpoint_folder import CheckpointFolder
-from cupy_lstm.io.lock import locked
-from cupy_lstm.io.optional import IO_EXTRA, optional_module
-from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
 from cupy_lstm.layer import Layer
 from cupy_lstm.training_state import TrainingState
 
-FORMAT = "cupy_lstm training 1"
-"""Key of the facts in a file's metadata; a change of fields makes it the next number."""
+if TYPE_CHECKING:
+    from cupy_lstm.io.checkpoint_folder import CheckpointFolder
 
 
 class Checkpoints:
@@ -96,7 +91,7 @@ class Saver:
     def __init__(
         self,
         state: TrainingState,
-        folder: CheckpointFolder | None = None,
+        folder: "CheckpointFolder | None" = None,
         every: int | None = None,
         made_of: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
@@ -114,26 +109,21 @@ class Saver:
         ValueError
             If it is of another training, or further than `epochs`. Nothing is changed then.
         """
-        newest = self._folder.newest() if self._folder else None
-        if self._folder is None or newest is None:
+        if self._folder is None or (newest := self._folder.newest()) is None:
             return
-        path = newest.path
-        tensors, metadata = read_tensors(path)
-        if FORMAT not in metadata:
-            raise ValueError(f"{path} was not written by this version of cupy_lstm")
-        facts = json.loads(metadata[FORMAT])
+        tensors, facts = self._folder.read(newest)
         instead = "take another folder, or remove this one to begin anew"
         other = difference(facts["made_of"], self._made_of)
         if other is not None:
-            raise ValueError(f"{path} is of another training: {other}; {instead}")
+            raise ValueError(f"{newest.path} is of another training: {other}; {instead}")
         if facts["position"]["epoch"] > epochs:
             raise ValueError(
-                f"epochs is {epochs}, but {path} is further than that already; {instead}"
+                f"epochs is {epochs}, but {newest.path} is further than that already; {instead}"
             )
         try:
             self._state.restore(tensors, facts)
         except ValueError as error:
-            raise ValueError(f"{path} is of another training: {error}; {instead}") from None
+            raise ValueError(f"{newest.path} is of another training: {error}; {instead}") from None
         self._written = self._place()
         self._folder.remove_before(newest)  # it may have been killed before it did so
 
@@ -156,8 +146,7 @@ class Saver:
             return
         tensors, facts = self._state.capture()
         facts["made_of"] = self._made_of
-        contents = tensors_as_bytes(tensors, {FORMAT: json.dumps(facts)})
-        self._folder.write(*self._place(), contents)
+        self._folder.write(*self._place(), tensors, facts)
         self._written = self._place()
 
     def _place(self) -> tuple[int, int]:
@@ -191,10 +180,11 @@ def opened(
     if not isinstance(state.model, Layer):
         kind = type(state.model).__name__
         raise TypeError(f"model must be a Layer to be written into checkpoints, received {kind}")
-    optional_module("safetensors", "checkpoints", IO_EXTRA)
-    with locked(checkpoints.folder, "training"):
-        folder = CheckpointFolder(checkpoints.folder, checkpoints.keep)
-        folder.clean()
-        saver = Saver(state, folder, checkpoints.every, description(state, loss))
+    # The package io is loaded for those who want it.
+    from cupy_lstm.io.checkpoint_folder import CheckpointFolder
+
+    folder = CheckpointFolder(checkpoints.folder, checkpoints.keep)
+    saver = Saver(state, folder, checkpoints.every, description(state, loss))
+    with folder.opened():
         saver.resume(epochs)
         yield saver

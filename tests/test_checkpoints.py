@@ -3,7 +3,6 @@
 Kills have a file of their own. Here a loss that raises ends a training in the middle.
 """
 
-import functools
 import os
 import re
 import resource
@@ -12,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from functools import cache, partial, wraps
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +32,7 @@ from cupy_lstm import (
     huber_loss,
     mse_loss,
 )
-from cupy_lstm.io import load_state_dict
+from cupy_lstm.io import checkpoint_folder, load_state_dict
 from cupy_lstm.io.checkpoint_folder import CheckpointFolder
 
 pytest.importorskip("safetensors", reason="safetensors is not installed: no checkpoints")
@@ -44,7 +44,7 @@ def interrupting(calls, loss=mse_loss):
     """Return a loss that is interrupted after so many calls, and passes for the other one."""
     left = iter(range(calls))
 
-    @functools.wraps(loss)
+    @wraps(loss)
     def counted(prediction, target):
         if next(left, None) is None:
             raise KeyboardInterrupt
@@ -66,7 +66,7 @@ def files(folder):
     return sorted(path.name for path in folder.glob("epoch-*"))
 
 
-@functools.cache
+@cache
 def whole(**options):
     """What comes of a training that nothing ends early."""
     return Training().fit(**options)
@@ -288,7 +288,7 @@ def test_a_loss_that_is_not_finite_is_not_written(tmp_path):
     interrupted(Training(), tmp_path, 2, every=1)
     before = files(tmp_path)
 
-    @functools.wraps(mse_loss)
+    @wraps(mse_loss)
     def spoilt(prediction, target):
         value, gradient = mse_loss(prediction, target)
         return value * np.nan, gradient
@@ -315,7 +315,7 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     monkeypatch.setattr(os, "fsync", noted_fsync)
     monkeypatch.setattr(Path, "replace", noted_replace)
     folder = CheckpointFolder(tmp_path, keep=1)
-    folder.write(1, 2, b"contents")
+    folder.write(1, 2, {}, {})
     path = tmp_path / files(tmp_path)[0]
     written, renamed, named = log
     assert written.name == path.name and written.parent != tmp_path
@@ -368,6 +368,7 @@ OTHERS = {
     "drop": (("batches", {"drop_last": True}), {}, r"batches\.drop_last was False there"),
     "validation": (("validation", {}), {}, r"validation"),
     "loss": (None, {"loss": huber_loss}, r"loss was 'mse_loss' there, and is 'huber_loss' here"),
+    "loss's arguments": (None, {"loss": partial(huber_loss, delta=2.0)}, r"loss\.function"),
     "patience": (None, {"patience": None}, r"patience was 'some' there, and is 'none' here"),
     "min_delta": (None, {"min_delta": 0.5}, r"min_delta was 0\.0 there, and is 0\.5 here"),
     "epochs": (None, {"epochs": 1}, r"epochs is 1, but .* is further than that already"),
@@ -399,12 +400,10 @@ def test_of_another_class(of_another):
         Training(Renamed()).fit(of_another)
 
 
-def test_of_another_version(tmp_path):
-    from cupy_lstm import LSTM
-    from cupy_lstm.io.tensors import tensors_as_bytes
-
-    contents = tensors_as_bytes(LSTM(1, 1).state_dict(), {"cupy_lstm training 99": "{}"})
-    CheckpointFolder(tmp_path, keep=1).write(1, 0, contents)
+def test_of_another_version(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, "FORMAT", "cupy_lstm training 99")
+        Training().fit(tmp_path)
     with pytest.raises(ValueError, match="was not written by this version of cupy_lstm"):
         Training().fit(tmp_path)
 
@@ -466,9 +465,10 @@ def test_a_damaged_one_is_passed_over(tmp_path, damage):
 
 
 def test_every_bit_counts(tmp_path):
-    folder, contents = CheckpointFolder(tmp_path, keep=1), np.random.default_rng(0).bytes(16)
-    folder.write(0, 1, contents)
+    folder = CheckpointFolder(tmp_path, keep=1)
+    folder.write(0, 1, {}, {})
     path = tmp_path / files(tmp_path)[0]
+    contents = path.read_bytes()
     for position in range(len(contents)):
         for bit in range(8):
             spoilt = bytearray(contents)
@@ -496,9 +496,9 @@ def test_damaged_ones_do_not_push_out_sound_ones(tmp_path):
     with pytest.warns(RuntimeWarning, match="batch-000003"):
         interrupted(Training(), tmp_path, 0, every=1, keep=1)
     folder = CheckpointFolder(tmp_path, keep=1)
-    folder.write(0, 2, b"new")
+    folder.write(0, 2, {}, {"new": True})
     with pytest.warns(RuntimeWarning, match="batch-000003"):
-        assert folder.newest().path.read_bytes() == b"new"
+        assert folder.read(folder.newest()) == ({}, {"new": True})
 
 
 # --- what refuses --------------------------------------------------------------------------------
@@ -707,6 +707,8 @@ def test_what_cannot_be_checkpointed(tmp_path):
 
 def test_without_safetensors(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "safetensors", None)
-    with pytest.raises(ImportError, match=r"checkpoints needs safetensors: pip install 'cupy_lstm"):
+    with pytest.raises(
+        ImportError, match=r"a checkpoint needs safetensors: pip install 'cupy_lstm"
+    ):
         Training().fit(tmp_path / "new")
     assert not (tmp_path / "new").exists()

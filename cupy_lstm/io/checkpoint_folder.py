@@ -1,17 +1,28 @@
 """Checkpoints as files: whole or not there, sound or passed over, and not too many of them.
 
-The name of a file says where the training stood, and ends in the beginning of the SHA-256 of its
-contents: one flipped bit is seen.
+A checkpoint is a safetensors file of arrays, with facts as JSON beside them. Its name says where
+the training stood, and ends in the beginning of the SHA-256 of the contents: one flipped bit is
+seen.
 """
 
 import hashlib
+import json
 import re
 import shutil
 import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from cupy_lstm.backend import Array, HostArray
 from cupy_lstm.io.files import SCRATCH, write_whole
+from cupy_lstm.io.lock import locked
+from cupy_lstm.io.optional import IO_EXTRA, optional_module
+from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
+
+FORMAT = "cupy_lstm training 1"
+"""Key of the facts in a file's metadata; a change of fields makes it the next number."""
 
 NAME = re.compile(r"epoch-(\d+)-batch-(\d+)-([0-9a-f]{16})\.safetensors")
 
@@ -36,7 +47,7 @@ class Checkpoint(NamedTuple):
 
 
 class CheckpointFolder:
-    """The checkpoints of a training; to be used by one process at a time.
+    """The checkpoints of a training.
 
     Parameters
     ----------
@@ -50,10 +61,24 @@ class CheckpointFolder:
         self.folder = folder
         self._keep = keep
 
-    def clean(self) -> None:
-        """Remove what a process has left that was killed while it wrote."""
-        for scratch in self.folder.glob(f"{SCRATCH}*"):
-            shutil.rmtree(scratch)
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the folder, which is made if need be, to this process; all else is done inside.
+
+        Raises
+        ------
+        ImportError
+            If safetensors is not installed.
+        RuntimeError
+            If another training has it.
+        OSError
+            If it cannot be made, written into or locked.
+        """
+        optional_module("safetensors", "a checkpoint", IO_EXTRA)
+        with locked(self.folder, "training"):
+            for scratch in self.folder.glob(f"{SCRATCH}*"):  # of one that was killed as it wrote
+                shutil.rmtree(scratch)
+            yield
 
     def newest(self) -> Checkpoint | None:
         """Return the newest checkpoint that is sound, and warn of newer ones that are not."""
@@ -68,21 +93,40 @@ class CheckpointFolder:
             )
         return None
 
-    def write(self, epoch: int, batch: int, contents: bytes) -> None:
+    def read(self, checkpoint: Checkpoint) -> tuple[dict[str, HostArray], dict[str, Any]]:
+        """Return the arrays and the facts of a checkpoint that is sound.
+
+        Raises
+        ------
+        ValueError
+            If another version has written it, or another program.
+        """
+        tensors, metadata = read_tensors(checkpoint.path)
+        if FORMAT not in metadata:
+            raise ValueError(f"{checkpoint.path} was not written by this version of cupy_lstm")
+        facts: dict[str, Any] = json.loads(metadata[FORMAT])
+        return tensors, facts
+
+    def write(
+        self, epoch: int, batch: int, tensors: Mapping[str, Array], facts: Mapping[str, Any]
+    ) -> None:
         """Write a checkpoint, then remove those that are too old.
 
         Parameters
         ----------
         epoch, batch : int
             Epochs that are over, and batches of the running one.
-        contents : bytes
-            The whole file.
+        tensors : mapping of str to array
+            On the host or on a GPU, which is waited for then.
+        facts : mapping of str to object
+            As JSON takes them.
 
         Raises
         ------
         OSError
             If the file system refuses; the checkpoints that were there stay.
         """
+        contents = tensors_as_bytes(tensors, {FORMAT: json.dumps(facts)})
         checksum = hashlib.sha256(contents).hexdigest()[:16]
         name = f"epoch-{epoch:06d}-batch-{batch:06d}-{checksum}.safetensors"
         checkpoint = Checkpoint(epoch, batch, checksum, self.folder / name)

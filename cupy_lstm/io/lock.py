@@ -31,30 +31,16 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
     OSError
         If the folder cannot be made or written into, or the system has no flock (Windows).
     """
-    if sys.platform == "win32":
-        raise OSError(f"{folder} cannot be locked: Windows has no flock")
-    import fcntl
-
     descriptor = _opened(folder, purpose)
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
-            raise RuntimeError(
-                f"{folder} is in use by another {purpose} (process {owner or 'unknown'}): wait "
-                "until that has ended, or take another folder"
-            ) from None
-        with contextlib.suppress(OSError):  # a full disk: the number is for the message alone
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, f"{os.getpid()}\n".encode())
+        _lock(descriptor, folder, purpose)
         yield
     finally:
         os.close(descriptor)
 
 
 def _opened(folder: Path, purpose: str) -> int:
-    """Return a descriptor of the file that is locked."""
+    """Return a descriptor of the file that is to be locked."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
@@ -64,3 +50,26 @@ def _opened(folder: Path, purpose: str) -> int:
             f"the {purpose} needs a folder to write into, and this is none ({error.strerror})",
             str(folder),
         ) from error
+
+
+def _lock(descriptor: int, folder: Path, purpose: str) -> None:
+    """Lock a file, and write into it who did."""
+    if sys.platform == "win32":
+        raise OSError(f"{folder} cannot be locked: Windows has no flock")
+    import fcntl
+
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        owner = os.read(descriptor, 32).decode("ascii", "replace").strip()
+        raise RuntimeError(
+            f"{folder} is in use by another {purpose} (process {owner or 'unknown'}): wait until "
+            "that has ended, or take another folder"
+        ) from None
+    except OSError as error:
+        raise OSError(
+            error.errno, f"this folder cannot be locked ({error.strerror})", str(folder)
+        ) from error
+    with contextlib.suppress(OSError):  # a full disk: the number is for the message alone
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"{os.getpid()}\n".encode())
