@@ -53,7 +53,9 @@ def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
                 write(Path(scratch) / name)
                 _bring_to_disk(Path(scratch) / name)
             _rename(Path(scratch), folder, list(writers))
-        _bring_to_disk(folder)
+        # The files are complete; not every file system can do this for a folder.
+        with contextlib.suppress(OSError):
+            _bring_to_disk(folder)
     except BaseException:
         for place in made:
             with contextlib.suppress(OSError):
@@ -63,8 +65,6 @@ def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
 
 def _bring_to_disk(path: Path) -> None:
     """Wait until a file, or the names in a folder, would outlive a loss of power."""
-    if path.is_dir() and os.name == "nt":
-        return  # Windows keeps the names of a folder itself
     descriptor = os.open(path, os.O_RDWR if path.is_file() else os.O_RDONLY)
     try:
         os.fsync(descriptor)
