@@ -10,7 +10,7 @@ import pytest
 from full import FULL
 
 TESTS = Path(__file__).resolve().parent
-TRIES = 200 if FULL else 13
+TRIES = 60 if FULL else 13
 KINDS = ["step", "file operation", "write", "moment"]
 
 

@@ -1,13 +1,15 @@
 """Checkpoints of a training on CuPy arrays: bit for bit there, too; read back only to write."""
 
 import pytest
-from checkpoint_cases import BATCHES, EPOCHS, Training
+from checkpoint_cases import BATCHES, Training
 from full import only_in_full
 from gpu_on_cpu import record
 from gpu_on_cpu.driver.recorder import Copy, Synchronisation
 from test_checkpoints import interrupted, whole
 
 pytestmark = pytest.mark.gpu_on_cpu
+
+EPOCHS = 2
 
 
 @pytest.mark.parametrize(
@@ -20,15 +22,16 @@ pytestmark = pytest.mark.gpu_on_cpu
     ],
 )
 def test_goes_on_bit_for_bit(cupy, tmp_path, dtype):
-    expected = Training(xp=cupy, dtype=dtype).fit()
-    interrupted(Training(xp=cupy, dtype=dtype), tmp_path, BATCHES + 3, every=1)
-    assert Training(xp=cupy, dtype=dtype).fit(tmp_path, every=1) == expected
+    expected = Training(xp=cupy, dtype=dtype).fit(epochs=EPOCHS)
+    interrupted(Training(xp=cupy, dtype=dtype), tmp_path, BATCHES + 3, every=1, epochs=EPOCHS)
+    found = Training(xp=cupy, dtype=dtype).fit(tmp_path, every=1, epochs=EPOCHS)
+    assert found == expected
 
 
 def test_what_began_on_the_host_goes_on_on_the_gpu(cupy, tmp_path):
     interrupted(Training(), tmp_path, BATCHES + 3)
     training = Training(xp=cupy)
-    found = training.fit(tmp_path)["history"]
+    found = training.fit(tmp_path, epochs=EPOCHS)["history"]
     assert isinstance(training.model.head.weight.data, cupy.ndarray)
     assert found["loss"][0] == whole()["history"]["loss"][0]
     assert len(found["loss"]) == EPOCHS
@@ -38,7 +41,7 @@ def read_back(cupy, folder, every):
     """Return how many parameters a training has, and how often it has read back and waited."""
     training = Training(xp=cupy)
     with record() as log:
-        training.fit(folder, every=every)
+        training.fit(folder, every=every, epochs=EPOCHS)
     copies = [entry for entry in log.of(Copy) if entry.kind == "device 0 to host"]
     return len(training.model.parameters()), len(copies), len(log.of(Synchronisation))
 
