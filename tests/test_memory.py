@@ -76,8 +76,8 @@ def tape_bytes(tape):
 
     Inputs and weights are held by reference; inputs of the upper layers are the tape's own.
     """
-    sweeps = tape.network.tapes
-    return owned(*arrays_in(sweeps), *(sweep.x for sweep in sweeps[1:]))
+    layers = tape.network.layers
+    return owned(*arrays_in(layers), *(layer.x for layer in layers[1:]))
 
 
 def arrays_in(value):
@@ -348,7 +348,7 @@ def test_two_ranges_are_the_whole(name, reverse, split, dtype):
         dstates = cast(dh), cast(dc)
         for tape in reversed(tapes):
             dstates = runner.backward(
-                tape,
+                [tape],
                 cast(dy),
                 dstates,
                 cast(dcells),
