@@ -386,7 +386,7 @@ class LSTM(RecordedLayer):
         Returns
         -------
         str
-            One line a layer; two more for the engine persistent.
+            One line a layer; one more with `checkpoint_every`; two more for the engine persistent.
         """
         return explain_plan(
             steps,
@@ -401,6 +401,7 @@ class LSTM(RecordedLayer):
             device=facts_for(self._module),
             training=is_recording(),
             forced=forced_engine(),
+            checkpoint_every=self.checkpoint_every,
         )
 
     def flatten_parameters(self) -> None:

@@ -77,8 +77,10 @@ def backward(
     """Run one layer backward over the steps of some tapes; see `stepwise.backward`."""
     dy, dcells = (None if one is None else row_major(one) for one in (dy, dcells))
     sums: Sums = {}
-    for number, tape in enumerate(tapes, 1):
-        last = number == len(tapes)
+    left = len(tapes)
+    for tape in tapes:  # not enumerate(tapes), which holds on to the last one
+        left -= 1
+        last = left == 0
         dstates = _backward_range(tape, dy, dstates, dcells, wanted, gradients, dx, sums, last)
         del tape  # before the next one is made
     return dstates
