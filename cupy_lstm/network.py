@@ -6,6 +6,7 @@ knows parameters, layouts or modes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -107,6 +108,7 @@ def forward(
     xp, (T, B) = array_module(x), x.shape[:2]
     h, c = xp.empty_like(states[0]), xp.empty_like(states[1])
     tape, device = Tape([], dropout), facts_for(xp.__name__)
+    every = checkpoint_every if keep else None
     for layer, weights in enumerate(layers):
         last = layer == len(layers) - 1
         shape = layer_shape(T, B, weights)
@@ -118,19 +120,24 @@ def forward(
                 dropout.apply(x, layer)
         out = y if last else xp.empty((T, B, shape.D, shape.P), x.dtype)
         rows = _rows_of(layer, shape.D)
-        given = x, weights, (states[0][rows], states[1][rows]), lengths
-        options = {"reverse": reverse, "y": out, "cells": cells if last else None}
-        options["chunk"] = plan.steps_per_chunk
-        tapes: Tapes[Any]
+        run = partial(runner.forward, keep=keep)
+        if every is not None:
+            segment = plan.steps_per_segment(every)
+            run = partial(recompute.forward, runner, segment=segment)
         with stage("layer", shape, x.dtype, layer):
-            if keep and checkpoint_every is not None:
-                segment = plan.steps_per_segment(checkpoint_every)
-                after, tapes = recompute.forward(runner, *given, **options, segment=segment)
-            else:
-                after, only = runner.forward(*given, **options, keep=keep)
-                tapes = [only]
-        h[rows], c[rows] = after
-        tape.layers.append(LayerTape(runner, x, weights, tapes))
+            (h[rows], c[rows]), kept = run(
+                x,
+                weights,
+                (states[0][rows], states[1][rows]),
+                lengths,
+                reverse=reverse,
+                y=out,
+                cells=cells if last else None,
+                chunk=plan.steps_per_chunk,
+            )
+        if keep:
+            tapes = [kept] if every is None else kept
+            tape.layers.append(LayerTape(runner, x, weights, tapes))
         if not last:
             x = out.reshape(T, B, shape.D * shape.P)
     return (h, c), tape if keep else None

@@ -103,6 +103,7 @@ SHAPES = [
     pytest.param(300, 16, Shape(0, 0, 32, 64, 63, 1), {"cells": True}, id="projection-h-minus-1"),
     pytest.param(120, 32, Shape(0, 0, 200, 40, 40, 1), {"states": False}, id="wide-input"),
     pytest.param(60, 16, Shape(0, 0, 40, 64, 64, 2), {"layers": 3}, id="3-layers-bidirectional"),
+    pytest.param(30, 16, Shape(0, 0, 40, 64, 64, 1), {"layers": 5}, id="5-layers"),
     # One chunk, or less than one.
     pytest.param(20, 1, Shape(0, 0, 300, 256, 256, 1), {}, id="one-chunk"),
     pytest.param(3, 64, Shape(0, 0, 300, 256, 256, 1), {"lengths": True}, id="few-steps"),
