@@ -19,6 +19,7 @@ from cupy_lstm.optimizer import SGD, Adam, AdamW
 from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.rnn import RNN, BiRNN
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
+from cupy_lstm.segments import SegmentBatches, StatefulLSTM
 from cupy_lstm.stream import LSTMStream
 from cupy_lstm.training import fit
 from cupy_lstm.windows import Batches, sliding_windows
@@ -50,6 +51,8 @@ __all__ = [
     "LinearWarmup",
     "ParamAttr",
     "Parameter",
+    "SegmentBatches",
+    "StatefulLSTM",
     "StepDecay",
     "Wanted",
     "engine",

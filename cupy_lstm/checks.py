@@ -17,6 +17,11 @@ DIRECTIONS = {
 """Paddle's words for which directions there are, and which of them read from the end."""
 
 
+def checked_optional_integer(argument: str, value: object) -> int | None:
+    """Return `value` as an int that is at least 1, or None; see `checked_integer`."""
+    return None if value is None else checked_integer(argument, value)
+
+
 def checked_integer(argument: str, value: object, minimum: int = 1) -> int:
     """Return `value` as an int that is at least `minimum`.
 

@@ -1,11 +1,18 @@
 """What would run, and why, in words; no array and no device is needed for it."""
 
 from cupy_lstm.backend import DTYPES, MODULES
-from cupy_lstm.checks import checked_choice, checked_direction, checked_integer, checked_projection
+from cupy_lstm.checks import (
+    checked_choice,
+    checked_direction,
+    checked_integer,
+    checked_optional_integer,
+    checked_projection,
+)
 from cupy_lstm.cost import Cost
 from cupy_lstm.device import CARDS, DeviceFacts
 from cupy_lstm.notation import Shape
 from cupy_lstm.plan import ENGINES, Plan, checked_engine, plan_sweep
+from cupy_lstm.workspace import checkpoint_bytes, tape_bytes
 
 
 def explain_plan(
@@ -22,6 +29,7 @@ def explain_plan(
     device: DeviceFacts | str | None = None,
     training: bool = True,
     forced: str = "auto",
+    checkpoint_every: int | None = None,
 ) -> str:
     """Say which engine would run each layer, in which chunks, and why.
 
@@ -43,13 +51,16 @@ def explain_plan(
         Whether a backward pass follows.
     forced : str
         An engine's name, or ``"auto"``.
+    checkpoint_every : int, optional
+        As of `cupy_lstm.LSTM`.
 
     Returns
     -------
     str
-        One line a layer; two more for the engine persistent: what is launched, and what a step
-        costs. Times are of a model, not measured; there are none where the host launches every
-        step, since nothing that is known of a device says how fast its host is.
+        One line a layer; one more with `checkpoint_every` in training; two more for the engine
+        persistent: what is launched, and what a step costs. Times are of a model, not measured;
+        there are none where the host launches every step, since nothing that is known of a device
+        says how fast its host is.
 
     Raises
     ------
@@ -77,6 +88,7 @@ def explain_plan(
         raise ValueError("device is a GPU, but module is 'numpy': leave one of them out")
     dtype = checked_choice("dtype", dtype, DTYPES[module])
     forced = checked_engine("forced", forced)
+    every = checked_optional_integer("checkpoint_every", checkpoint_every)
     lines = []
     for layer in range(num_layers):
         features = input_size if layer == 0 else D * P
@@ -87,6 +99,8 @@ def explain_plan(
             f"chunk, workspace {plan.workspace_bytes / 2**20:.1f} MiB: {plan.reason} "
             f"({ENGINES[plan.engine]})"
         )
+        if training and every is not None:
+            lines.append(_checkpoint_line(plan, every))
         lines += _launch_lines(plan)
     return "\n".join(lines)
 
@@ -100,6 +114,21 @@ def _checked_device(device: DeviceFacts | str | None) -> DeviceFacts | None:
             f"device must be a DeviceFacts or one of {tuple(CARDS)}, received {device!r}"
         )
     return CARDS[checked_choice("device", device, tuple(CARDS))]
+
+
+def _checkpoint_line(plan: Plan, every: int) -> str:
+    """Say what is kept instead of a tape, and how much of the tape there is at a time."""
+    shape, itemsize = plan.shape, 8 if plan.dtype == "float64" else 4
+    steps = plan.steps_per_segment(every)
+    kept = -(-shape.T // steps) * checkpoint_bytes(shape, itemsize)
+    whole, part = (
+        tape_bytes(shape._replace(T=T), itemsize, plan.engine == "simd")
+        for T in (shape.T, min(steps, shape.T))
+    )
+    return (
+        f"  checkpoints: h and c before every {steps} steps, {kept / 2**20:.1f} MiB; a tape of "
+        f"{part / 2**20:.1f} MiB is made at a time, instead of one of {whole / 2**20:.1f} MiB kept"
+    )
 
 
 def _launch_lines(plan: Plan) -> list[str]:

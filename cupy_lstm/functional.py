@@ -12,7 +12,7 @@ import numpy
 
 from cupy_lstm import network
 from cupy_lstm.backend import Array, array_module, require_current_device, sum_dtype
-from cupy_lstm.checks import checked_array, checked_pair
+from cupy_lstm.checks import checked_array, checked_optional_integer, checked_pair
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.lengths import checked_lengths
 from cupy_lstm.modes import forced_engine, is_recording
@@ -59,6 +59,7 @@ def lstm_forward(
     dropout: Dropout | None = None,
     return_cells: bool = False,
     check_lengths: bool = False,
+    checkpoint_every: int | None = None,
 ) -> tuple[Any, ...]:
     """Run an LSTM of any number of layers over a batch of sequences.
 
@@ -87,6 +88,11 @@ def lstm_forward(
     check_lengths : bool
         Whether lengths on a GPU are read back and checked, which synchronises; unchecked ones
         act as if clamped to [0, T].
+    checkpoint_every : int, optional
+        What the tape keeps of each layer: its input, and h and c before every so many steps,
+        rounded up as `cupy_lstm.plan.Plan.steps_per_segment` says. Backward makes the rest again,
+        in the time of one more forward; the results are the same to the last bit. Default: the
+        tape keeps everything.
 
     Returns
     -------
@@ -110,6 +116,7 @@ def lstm_forward(
     weights = checked_weights(weights, len(reverse))
     if dropout is not None and not isinstance(dropout, Dropout):
         raise TypeError(f"dropout must be a Dropout or None, received {type(dropout).__name__}")
+    checkpoint_every = checked_optional_integer("checkpoint_every", checkpoint_every)
     reference = weights[0].weight_ih
     require_current_device(reference, "the weights")
     I = reference.shape[2]  # noqa: E741
@@ -150,6 +157,7 @@ def lstm_forward(
             dropout=dropout,
             keep=keep,
             engine=forced_engine(),
+            checkpoint_every=checkpoint_every,
         )
     kept = None if tape is None else Tape(x, weights, reverse, time_major, tape)
     if return_cells:

@@ -12,6 +12,7 @@ from cupy_lstm.checks import (
     checked_direction,
     checked_integer,
     checked_name,
+    checked_optional_integer,
     checked_probability,
     checked_projection,
     checked_word,
@@ -65,6 +66,10 @@ class LSTM(RecordedLayer):
         ``numpy`` or ``cupy``: where the weights live.
     seed : int, optional
         Seed of the first weights and of dropout; default: fresh ones.
+    checkpoint_every : int, optional
+        For long sequences: a call remembers of each layer no more than its input, and h and c
+        before every so many steps; `backward` makes the rest again, in the time of one more
+        forward, and gives the same results to the last bit. Default: a call remembers all.
 
     Attributes
     ----------
@@ -74,7 +79,7 @@ class LSTM(RecordedLayer):
         As constructed.
     state_components : int
         2: h and c.
-    time_major, dropout, training
+    time_major, dropout, checkpoint_every, training
         Read at each call.
     dropout_seed, dropout_calls : int
         Key of the next dropout mask; set both to repeat one.
@@ -125,6 +130,7 @@ class LSTM(RecordedLayer):
         dtype: Any = "float32",
         xp: str | ModuleType = "numpy",
         seed: int | None = None,
+        checkpoint_every: int | None = None,
     ) -> None:
         super().__init__(dtype, xp)
         self.input_size = checked_integer("input_size", input_size, 1)
@@ -135,6 +141,7 @@ class LSTM(RecordedLayer):
         self.num_directions = len(self._reverse)
         self.time_major = time_major
         self.dropout = dropout
+        self.checkpoint_every = checkpoint_every
         checked_name(name)
         attrs = attributes(
             weight_ih_attr, weight_hh_attr, bias_ih_attr, bias_hh_attr, self.proj_size > 0
@@ -179,6 +186,15 @@ class LSTM(RecordedLayer):
     @dropout.setter
     def dropout(self, value: float) -> None:
         self._dropout = checked_probability("dropout", value)
+
+    @property
+    def checkpoint_every(self) -> int | None:
+        """Steps between the states that a call remembers; None: it remembers everything."""
+        return self._checkpoint_every
+
+    @checkpoint_every.setter
+    def checkpoint_every(self, value: int | None) -> None:
+        self._checkpoint_every = checked_optional_integer("checkpoint_every", value)
 
     @property
     def dropout_seed(self) -> int:
@@ -256,6 +272,7 @@ class LSTM(RecordedLayer):
                 dropout=dropout,
                 return_cells=return_cells,
                 check_lengths=check_lengths,
+                checkpoint_every=self.checkpoint_every,
             )
         self._recorder.keep(tape, versions(self._layers))
         return tuple(results)
@@ -369,7 +386,7 @@ class LSTM(RecordedLayer):
         Returns
         -------
         str
-            One line a layer; two more for the engine persistent.
+            One line a layer; one more with `checkpoint_every`; two more for the engine persistent.
         """
         return explain_plan(
             steps,
@@ -384,6 +401,7 @@ class LSTM(RecordedLayer):
             device=facts_for(self._module),
             training=is_recording(),
             forced=forced_engine(),
+            checkpoint_every=self.checkpoint_every,
         )
 
     def flatten_parameters(self) -> None:
@@ -401,7 +419,10 @@ class LSTM(RecordedLayer):
 
     def __repr__(self) -> str:
         words = [f"{self.input_size}, {self.hidden_size}"]
-        defaults = {"num_layers": 1, "time_major": False, "dropout": 0.0, "proj_size": 0}
+        defaults = {
+            **{"num_layers": 1, "time_major": False, "dropout": 0.0, "proj_size": 0},
+            "checkpoint_every": None,
+        }
         words += [
             f"{field}={getattr(self, field)!r}"
             for field, default in defaults.items()

@@ -6,17 +6,39 @@ knows parameters, layouts or modes.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 from typing import Any
 
-from cupy_lstm import engines
+from cupy_lstm import engines, recompute
 from cupy_lstm.backend import Array, array_module
 from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
 from cupy_lstm.plan import plan_sweep
 from cupy_lstm.ranges import stage
-from cupy_lstm.steps import Directions
+from cupy_lstm.steps import Directions, Tapes
+
+
+@dataclass
+class LayerTape:
+    """What the backward pass of a layer needs.
+
+    Attributes
+    ----------
+    engine : module
+        Ran it.
+    x : array [T,B,I]
+        Its input.
+    weights : LayerWeights
+    tapes : Tapes
+        The engine's.
+    """
+
+    engine: ModuleType
+    x: Array
+    weights: LayerWeights
+    tapes: Tapes[Any]
 
 
 @dataclass
@@ -25,16 +47,13 @@ class Tape:
 
     Attributes
     ----------
-    engines : list of module
-        The engine of each layer, lowest first.
-    tapes : list
-        Their tapes.
+    layers : list of LayerTape
+        Lowest first.
     dropout : Dropout or None
         Applied to the input of every layer but the first.
     """
 
-    engines: list[ModuleType]
-    tapes: list[Any]
+    layers: list[LayerTape]
     dropout: Dropout | None
 
 
@@ -50,6 +69,7 @@ def forward(
     dropout: Dropout | None,
     keep: bool,
     engine: str,
+    checkpoint_every: int | None = None,
 ) -> tuple[States, Tape | None]:
     """Run all layers forward.
 
@@ -75,6 +95,8 @@ def forward(
         Whether to return a tape.
     engine : str
         Name of the engine to use, or ``"auto"``.
+    checkpoint_every : int, optional
+        A tape keeps only the states before every so many steps; `cupy_lstm.recompute`.
 
     Returns
     -------
@@ -85,7 +107,8 @@ def forward(
     """
     xp, (T, B) = array_module(x), x.shape[:2]
     h, c = xp.empty_like(states[0]), xp.empty_like(states[1])
-    tape, device = Tape([], [], dropout), facts_for(xp.__name__)
+    tape, device = Tape([], dropout), facts_for(xp.__name__)
+    every = checkpoint_every if keep else None
     for layer, weights in enumerate(layers):
         last = layer == len(layers) - 1
         shape = layer_shape(T, B, weights)
@@ -97,8 +120,12 @@ def forward(
                 dropout.apply(x, layer)
         out = y if last else xp.empty((T, B, shape.D, shape.P), x.dtype)
         rows = _rows_of(layer, shape.D)
+        run = partial(runner.forward, keep=keep)
+        if every is not None:
+            segment = plan.steps_per_segment(every)
+            run = partial(recompute.forward, runner, segment=segment)
         with stage("layer", shape, x.dtype, layer):
-            (h[rows], c[rows]), sweep = runner.forward(
+            (h[rows], c[rows]), kept = run(
                 x,
                 weights,
                 (states[0][rows], states[1][rows]),
@@ -106,11 +133,11 @@ def forward(
                 reverse=reverse,
                 y=out,
                 cells=cells if last else None,
-                keep=keep,
                 chunk=plan.steps_per_chunk,
             )
-        tape.engines.append(runner)
-        tape.tapes.append(sweep)
+        if keep:
+            tapes = [kept] if every is None else kept
+            tape.layers.append(LayerTape(runner, x, weights, tapes))
         if not last:
             x = out.reshape(T, B, shape.D * shape.P)
     return (h, c), tape if keep else None
@@ -155,17 +182,17 @@ def backward(
         Gradient of the initial h and c.
     """
     initial: list[States] = []
-    for layer in reversed(range(len(tape.tapes))):
-        sweep, runner = tape.tapes.pop(), tape.engines.pop()
-        (T, B), dtype = sweep.x.shape[:2], sweep.x.dtype
-        shape = layer_shape(T, B, sweep.weights)
+    for layer in reversed(range(len(tape.layers))):
+        kept = tape.layers.pop()
+        (T, B), dtype = kept.x.shape[:2], kept.x.dtype
+        shape = layer_shape(T, B, kept.weights)
         rows = _rows_of(layer, shape.D)
-        target = dx if layer == 0 else array_module(sweep.x).zeros_like(sweep.x)
+        target = dx if layer == 0 else array_module(kept.x).zeros_like(kept.x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
         with stage("layer", shape, dtype, layer):
             initial.append(
-                runner.backward(
-                    sweep,
+                kept.engine.backward(
+                    kept.tapes,
                     dy,
                     (dh, dc),
                     dcells,
@@ -174,7 +201,7 @@ def backward(
                     dx=target,
                 )
             )
-        del sweep
+        del kept
         dcells = None
         if layer > 0 and target is not None:
             if tape.dropout is not None:

@@ -56,6 +56,9 @@ LAUNCH_STEPS = 16384
 """Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs
 for seconds."""
 
+SUMMED_STEPS = 96
+"""Steps whose weight gradients the engine simd sums before it adds them to those of later steps."""
+
 FEW_STEPS = 8
 """The longest sequence that the engine single takes: each step reads all weights, and is a launch
 from Python. One step is its own even where the engine persistent could serve."""
@@ -114,6 +117,15 @@ class Plan:
     def chunks(self) -> int:
         """How many chunks the sequence has."""
         return -(-self.shape.T // self.steps_per_chunk)
+
+    def steps_per_segment(self, every: int) -> int:
+        """Return the steps between two states that are kept where `every` are asked for.
+
+        Rounded up to whole parts of the sums that weight gradients are: so they are summed as
+        from a tape of all steps.
+        """
+        part = SUMMED_STEPS if self.engine == "simd" else self.steps_per_chunk
+        return -(-every // part) * part
 
     def cost(self, backward: bool = False) -> Cost:
         """Return what a step of a pass costs."""

@@ -3,7 +3,23 @@
 Engines compute in step order, the directions stacked in front. Callers' arrays are in time order.
 """
 
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
 from cupy_lstm.backend import Array, array_module
+
+Tape = TypeVar("Tape", covariant=True)
+
+
+class Tapes(Protocol[Tape]):
+    """Tapes of consecutive ranges of steps, the last one first: a list, or made when asked for."""
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+
+    def __iter__(self) -> Iterator[Tape]:
+        """Yield each of them; it is used up before the next is asked for."""
+
 
 Directions = tuple[bool, ...]
 """For each direction whether it reads its sequence from the end: ``(False, True)`` for both."""

@@ -111,6 +111,21 @@ def simd_output_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     return 2 * shape.T * shape.B * shape.D * in_vectors(shape.P, itemsize) * itemsize
 
 
+def tape_bytes(shape: Shape, itemsize: int, in_simd: bool = False) -> int:
+    """Return what a tape of T steps of a layer holds beside its input, in bytes.
+
+    The activated gates and the cell state of every step.
+    """
+    T, B, _, H, _, D = shape
+    return T * B * D * 5 * (in_vectors(H, itemsize) if in_simd else H) * itemsize
+
+
+def checkpoint_bytes(shape: Shape, itemsize: int) -> int:
+    """Return what h and c before a step take, in bytes."""
+    _, B, _, H, P, D = shape
+    return B * D * (P + H) * itemsize
+
+
 def in_vectors(size: int, itemsize: int) -> int:
     """Return a number of elements rounded up to whole vectors of the widest kind."""
     lanes = SIMD_BYTES // itemsize

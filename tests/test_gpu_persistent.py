@@ -193,7 +193,7 @@ class Layer:
         wanted = PerWeight(*[slice(0, self.sizes[-1])] * 4)
         dx = self.cupy.zeros_like(self.x)
         dh, dc = runner.backward(
-            tape, self.dy, self.dstates, self.dcells, wanted=wanted, gradients=gradients, dx=dx
+            [tape], self.dy, self.dstates, self.dcells, wanted=wanted, gradients=gradients, dx=dx
         )
         return [array.get() for array in (dx, dh, dc, *gradients[:4])]
 

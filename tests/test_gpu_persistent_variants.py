@@ -193,7 +193,7 @@ lengths = cupy.asarray(np.array([1, T, 0, 2, T])[:B])
 _, tape = persistent.forward(x, weights, states, lengths, reverse=(False, True), y=y, keep=True,
                              chunk=2)
 none = PerWeight(None, None)
-persistent.backward(tape, y, states, None, wanted=none, gradients=none, dx=None)
+persistent.backward([tape], y, states, None, wanted=none, gradients=none, dx=None)
 print("all of them")
 """
 

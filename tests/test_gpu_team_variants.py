@@ -184,7 +184,7 @@ with card_of(form):
         x = values(B, T, I).swapaxes(0, 1)
         _, tape = persistent.forward(x, weights, states, lengths, reverse=(reverse,), y=y,
                                      keep=True, chunk=chunk)
-        persistent.backward(tape, y, states, None, wanted=none, gradients=none, dx=None)
+        persistent.backward([tape], y, states, None, wanted=none, gradients=none, dx=None)
 print("all of them")
 """
 UNORDERED = {

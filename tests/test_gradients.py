@@ -266,7 +266,7 @@ def test_engine_over_ranges_of_steps(dtype, name, bounds):
     grads = LayerWeights(*map(np.zeros_like, weights))
     for tape in reversed(tapes):
         dstates = runner.backward(
-            tape,
+            [tape],
             apart(up["y"]),
             dstates,
             apart(up["cells"]),

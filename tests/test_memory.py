@@ -76,8 +76,8 @@ def tape_bytes(tape):
 
     Inputs and weights are held by reference; inputs of the upper layers are the tape's own.
     """
-    sweeps = tape.network.tapes
-    return owned(*arrays_in(sweeps), *(sweep.x for sweep in sweeps[1:]))
+    layers = tape.network.layers
+    return owned(*arrays_in(layers), *(layer.x for layer in layers[1:]))
 
 
 def arrays_in(value):
@@ -103,6 +103,7 @@ SHAPES = [
     pytest.param(300, 16, Shape(0, 0, 32, 64, 63, 1), {"cells": True}, id="projection-h-minus-1"),
     pytest.param(120, 32, Shape(0, 0, 200, 40, 40, 1), {"states": False}, id="wide-input"),
     pytest.param(60, 16, Shape(0, 0, 40, 64, 64, 2), {"layers": 3}, id="3-layers-bidirectional"),
+    pytest.param(30, 16, Shape(0, 0, 40, 64, 64, 1), {"layers": 5}, id="5-layers"),
     # One chunk, or less than one.
     pytest.param(20, 1, Shape(0, 0, 300, 256, 256, 1), {}, id="one-chunk"),
     pytest.param(3, 64, Shape(0, 0, 300, 256, 256, 1), {"lengths": True}, id="few-steps"),
@@ -348,7 +349,7 @@ def test_two_ranges_are_the_whole(name, reverse, split, dtype):
         dstates = cast(dh), cast(dc)
         for tape in reversed(tapes):
             dstates = runner.backward(
-                tape,
+                [tape],
                 cast(dy),
                 dstates,
                 cast(dcells),

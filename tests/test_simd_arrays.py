@@ -148,7 +148,7 @@ def through_engine(kind, P, dtype, wanted):
         keep=True,
         chunk=4,
     )
-    initial = simd.backward(tape, dy, final, dcells, wanted=wanted, gradients=gradients, dx=dx)
+    initial = simd.backward([tape], dy, final, dcells, wanted=wanted, gradients=gradients, dx=dx)
     return [y, cells, dx, *gradients], [*final, *initial]
 
 

@@ -186,7 +186,7 @@ for some in (x.swapaxes(0, 1), whole):
     dx = np.zeros(whole.shape, "float32")
     wanted = Wanted(*[slice(None)] * 4, None)
     dstates = engines.load("simd").backward(
-        tape, np.ones_like(y), states, wanted=wanted, gradients=gradients, dx=dx
+        [tape], np.ones_like(y), states, wanted=wanted, gradients=gradients, dx=dx
     )
     found.append([y, *states, *gradients[:4], dx, *dstates])
 for first, second in zip(*found, strict=True):

@@ -1,7 +1,7 @@
 """Engines: each runs one layer's sweep over time, both directions, with the same two functions.
 
 ``forward(x, weights, states, lengths, *, reverse, y, cells, keep, steps, chunk)`` and
-``backward(tape, dy, dstates, dcells, *, wanted, gradients, dx)``, as `stepwise` documents them.
+``backward(tapes, dy, dstates, dcells, *, wanted, gradients, dx)``, as `stepwise` documents them.
 Arrays over time are given in the caller's layout and order, for an engine to read and to fill in
 place. The engine `single`, which keeps no tape, has the first of them alone. `cupy_lstm.plan`
 chooses among the engines.

@@ -20,7 +20,7 @@ from cupy_lstm.persistent.places import Layout, groups
 from cupy_lstm.persistent.products import Products, Tape, valid_times
 from cupy_lstm.plan import LAUNCH_STEPS
 from cupy_lstm.ranges import stage
-from cupy_lstm.steps import Directions
+from cupy_lstm.steps import Directions, Tapes
 
 OVER_TIME = "time", "row", "direction", "unit"
 """The axes of an array [T,B,D,H], as the kernels call its strides."""
@@ -101,7 +101,7 @@ def forward(
 
 
 def backward(
-    tape: Tape,
+    tapes: Tapes[Tape],
     dy: Array | None,
     dstates: tuple[Array | None, Array | None],
     dcells: Array | None = None,
@@ -110,7 +110,23 @@ def backward(
     gradients: LayerGradients,
     dx: Array | None,
 ) -> States:
-    """Run one layer backward over the steps of a tape; see `stepwise.backward`."""
+    """Run one layer backward over the steps of some tapes; see `stepwise.backward`."""
+    for tape in tapes:
+        dstates = _backward_range(tape, dy, dstates, dcells, wanted, gradients, dx)
+        del tape  # before the next one is made
+    return dstates
+
+
+def _backward_range(
+    tape: Tape,
+    dy: Array | None,
+    dstates: tuple[Array | None, Array | None],
+    dcells: Array | None,
+    wanted: Wanted,
+    gradients: LayerGradients,
+    dx: Array | None,
+) -> States:
+    """Run backward over the steps of one tape."""
     x, weights, lengths = tape.x, tape.weights, tape.lengths
     xp, (T, B) = array_module(x), x.shape[:2]
     shape = layer_shape(T, B, weights)

@@ -8,13 +8,13 @@ The parts are in `cupy_lstm.simd`.
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
-from cupy_lstm.simd.gradients import Products
-from cupy_lstm.simd.layout import Layout, address, has_rows
+from cupy_lstm.simd.gradients import Products, Sums
+from cupy_lstm.simd.layout import Layout, address, has_rows, row_major
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.sweeps import BackwardSweep, ForwardSweep, Tape
 from cupy_lstm.simd.threads import WORTH_A_THREAD, crew
 from cupy_lstm.simd.weights import Packed, Packing
-from cupy_lstm.steps import Directions
+from cupy_lstm.steps import Directions, Tapes
 
 
 def prepare(weights: LayerWeights) -> Packed:
@@ -65,7 +65,7 @@ def forward(
 
 
 def backward(
-    tape: Tape,
+    tapes: Tapes[Tape],
     dy: HostArray | None,
     dstates: tuple[HostArray | None, HostArray | None],
     dcells: HostArray | None = None,
@@ -74,14 +74,39 @@ def backward(
     gradients: LayerGradients,
     dx: HostArray | None,
 ) -> States:
-    """Run one layer backward over the steps of a tape; see `stepwise.backward`."""
+    """Run one layer backward over the steps of some tapes; see `stepwise.backward`."""
+    dy, dcells = (None if one is None else row_major(one) for one in (dy, dcells))
+    sums: Sums = {}
+    left = len(tapes)
+    for tape in tapes:  # not enumerate(tapes), which holds on to the last one
+        left -= 1
+        last = left == 0
+        dstates = _backward_range(tape, dy, dstates, dcells, wanted, gradients, dx, sums, last)
+        del tape  # before the next one is made
+    return dstates
+
+
+def _backward_range(
+    tape: Tape,
+    dy: HostArray | None,
+    dstates: tuple[HostArray | None, HostArray | None],
+    dcells: HostArray | None,
+    wanted: Wanted,
+    gradients: LayerGradients,
+    dx: HostArray | None,
+    sums: Sums,
+    last: bool,
+) -> States:
+    """Run backward over the steps of one tape, which may be the last one."""
     with crew() as team:
         run = BackwardSweep(tape, dstates)
-        if any(rows.total for rows in tape.rows):
+        if any(rows.total for rows in tape.rows) or (last and sums):
             stages = Stages(run.layout, team)
             run.add_to(stages, dy, dcells)
-            products = Products(stages, tape.weights, tape.rows, tape.gates, tape.c)
-            products.add_stages(wanted, gradients, dx, x=tape.x, h0=tape.h0, dh_steps=run.dh_steps)
+            products = Products(stages, tape.weights, tape.rows, tape.gates, tape.c, sums)
+            products.add_stages(
+                wanted, gradients, dx, x=tape.x, h0=tape.h0, dh_steps=run.dh_steps, last=last
+            )
             stages.run()
             products.finish()
     return run.initial_states()

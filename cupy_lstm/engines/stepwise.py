@@ -16,7 +16,15 @@ from cupy_lstm.gates import gates_for
 from cupy_lstm.gemm import matmul, matmul_add
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, States, Wanted, layer_shape
 from cupy_lstm.ranges import each_step, stage
-from cupy_lstm.steps import Directions, copy_where, gather, padding_mask, scatter, scatter_add
+from cupy_lstm.steps import (
+    Directions,
+    Tapes,
+    copy_where,
+    gather,
+    padding_mask,
+    scatter,
+    scatter_add,
+)
 from cupy_lstm.workspace import PRODUCT_BYTES
 
 
@@ -160,7 +168,7 @@ class _Recurrence:
 
 
 def backward(
-    tape: Tape,
+    tapes: Tapes[Tape],
     dy: Array | None,
     dstates: tuple[Array | None, Array | None],
     dcells: Array | None = None,
@@ -169,12 +177,12 @@ def backward(
     gradients: LayerGradients,
     dx: Array | None,
 ) -> States:
-    """Run one layer backward over the steps of a tape, by exact backpropagation through time.
+    """Run one layer backward over the steps of some tapes, by exact backpropagation through time.
 
     Parameters
     ----------
-    tape : Tape
-        Of `forward`; used up.
+    tapes : Tapes
+        Of calls of `forward` over consecutive ranges of steps, the last range first; used up.
     dy : array [T,B,D,P] or None
         Gradient of the outputs, any strides; padding is not used.
     dstates : tuple of array [D,B,P] or None, and array [D,B,H] or None
@@ -193,14 +201,17 @@ def backward(
     tuple of array [D,B,P] and [D,B,H]
         Gradient of h and c before the first step.
     """
-    run = _Backward(tape, dstates, dcells is not None, wanted, gradients)
-    with numpy.errstate(under="ignore"):
-        run.all_chunks(dy, dcells, dx)
-    return run.dh, run.dc
+    for tape in tapes:
+        run = _Backward(tape, dstates, dcells is not None, wanted, gradients)
+        with numpy.errstate(under="ignore"):
+            run.all_chunks(dy, dcells, dx)
+        dstates = run.dh, run.dc
+        del run, tape  # before the next one is made
+    return dstates
 
 
 class _Backward:
-    """One backward pass, chunk by chunk from the last one down, and its workspace.
+    """A backward pass over a tape, chunk by chunk from the last one down, and its workspace.
 
     Where the arrays are of a half type, gradients are summed in float32 and rounded to be the
     operands of a GEMM.

@@ -1,7 +1,7 @@
 """Gradients of weights and input: sums over the slots that a backward sweep has left.
 
-Every number is summed by one thread in the order of the slots, so it does not depend on how many
-threads there are.
+Every number is summed by one thread in an order that does not depend on how many threads there
+are, nor on how a sequence is cut into ranges of steps.
 """
 
 from collections.abc import Sequence
@@ -10,6 +10,7 @@ import numpy
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
+from cupy_lstm.plan import SUMMED_STEPS
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
@@ -38,11 +39,17 @@ TERMS_AT_ONCE = 96
 """Slots whose outer products are summed while what they have in a group of blocks is cached."""
 
 
+Sums = dict[tuple[int, str], HostArray]
+"""The sums so far, packed, by direction and weight; empty before the last range of steps."""
+
+
 class Products:
-    """The products of one backward pass; lists have an entry a direction.
+    """The products of a backward pass over a range of steps; lists have an entry a direction.
 
     Attributes
     ----------
+    sums : Sums
+        Of this range and all later ones.
     dz : list of array [slots,4H]
         Gradients of the pre-activations.
     m : list of array [slots,H]
@@ -56,9 +63,10 @@ class Products:
         rows: Sequence[Rows],
         dz: Sequence[HostArray],
         m: Sequence[HostArray],
+        sums: "Sums",
     ) -> None:
         self.stages, self.layout, self.weights = stages, stages.layout, weights
-        self.rows, self.dz, self.m = rows, dz, m
+        self.rows, self.dz, self.m, self.sums = rows, dz, m, sums
         slots = sum(some.total for some in rows)
         _, _, I, H, P, D = self.layout.shape  # noqa: E741
         self.threads = stages.crew.threads(slots // D * 4 * H * min(I, P))
@@ -75,8 +83,9 @@ class Products:
         x: HostArray,
         h0: HostArray,
         dh_steps: Sequence[HostArray],
+        last: bool,
     ) -> None:
-        """Add the stages that add the gradients that are wanted; `finish` ends it.
+        """Add the stages that sum the gradients that are wanted; `finish` ends it.
 
         Parameters
         ----------
@@ -88,6 +97,8 @@ class Products:
             Outputs before the first step, by row.
         dh_steps : sequence of array [slots,P]
             Gradient of h after each step, where there is a projection.
+        last : bool
+            Whether no earlier range of steps follows: then the sums are added to `gradients`.
         """
         x, h_steps = row_major(x), self.outputs()
         packed = []
@@ -95,7 +106,7 @@ class Products:
             packing = Packing(self.stages)
             packed = packing.gate_rows(self.weights.weight_ih, self.layout.shape.I)
             packing.finish()
-        sums = _Sums(self.layout, self.threads)
+        sums = _Tiles(self.layout, self.threads, self.sums)
         for d in range(self.layout.shape.D):
             names = [
                 name
@@ -103,7 +114,7 @@ class Products:
                 if some is not None and d in range(*some.indices(self.layout.shape.D))
             ]
             self.ask_for(sums, d, names, x, h_steps, h0, dh_steps)
-            for name in names:
+            for name in names if last else ():
                 sums.add_to(d, name, getattr(gradients, name)[d], self.apart)
         parts = sums.products()
         self.stages.keep(self, sums, x, h0, h_steps, dh_steps, packed)
@@ -124,7 +135,7 @@ class Products:
 
     def ask_for(
         self,
-        sums: "_Sums",
+        sums: "_Tiles",
         d: int,
         names: Sequence[str],
         x: HostArray,
@@ -133,20 +144,20 @@ class Products:
         dh_steps: Sequence[HostArray],
     ) -> None:
         """Ask for the sums of one direction that some weights need."""
-        layout, slots = self.layout, self.rows[d].total
+        layout = self.layout
         h_bytes, c_bytes = layout.h_width * layout.itemsize, layout.c_width * layout.itemsize
         if "weight_ih" in names:
             left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
-            sums.add_by_units((d, "weight_ih"), left, slots, layout.shape.I, self.dz[d])
+            sums.add_by_units((d, "weight_ih"), left, layout.shape.I, self.dz[d])
         if "weight_hh" in names:
             left = self.places(d, BEFORE, h_steps[d], 0, h_bytes, initial=h0[d])
-            sums.add_by_units((d, "weight_hh"), left, slots, layout.shape.P, self.dz[d])
+            sums.add_by_units((d, "weight_hh"), left, layout.shape.P, self.dz[d])
         if "bias_ih" in names or "bias_hh" in names:
             left = self.places(d, BY_ROW, sums.one, 0, 0)
-            sums.add_by_units((d, "bias"), left, slots, 1, self.dz[d])
+            sums.add_by_units((d, "bias"), left, 1, self.dz[d])
         if "weight_ho" in names:
             left = self.places(d, BY_SLOT, self.m[d], 0, c_bytes)
-            sums.add_by_columns((d, "weight_ho"), left, slots, layout.shape.H, dh_steps[d])
+            sums.add_by_columns((d, "weight_ho"), left, layout.shape.H, dh_steps[d])
 
     def outputs(self) -> Sequence[HostArray]:
         """Return h after each step [slots,P], there when the stages have run."""
@@ -249,53 +260,51 @@ class Products:
         return found
 
 
-class _Sums:
+class _Tiles:
     """Sums over slots of the products of two rows each, for one weight of one direction each."""
 
-    def __init__(self, layout: Layout, threads: int) -> None:
-        self.layout, self.threads = layout, threads
+    def __init__(self, layout: Layout, threads: int, results: Sums) -> None:
+        self.layout, self.threads, self.results = layout, threads, results
         self.one = numpy.ones(1, layout.dtype)
-        self.results: dict[tuple[int, str], HostArray] = {}
         self.jobs: list[tuple[ProductJob, Places]] = []
         self.calls: list[Call] = []
         self.scratch = Scratch(layout)
 
     def add_by_units(
-        self, name: tuple[int, str], left: Places, slots: int, features: int, dz: HostArray
+        self, name: tuple[int, str], left: Places, features: int, dz: HostArray
     ) -> None:
         """Ask for the products of some rows with those of dz."""
         layout, group = self.layout, 4 * self.layout.lanes.count
-        result = layout.zeros(layout.blocks, features, group)
-        self._add(name, left, slots, features, dz, result, group, features * group)
+        if name not in self.results:
+            self.results[name] = layout.zeros(layout.blocks, features, group)
+        self._add(name, left, features, dz, group, features * group)
 
     def add_by_columns(
-        self, name: tuple[int, str], left: Places, slots: int, features: int, right: HostArray
+        self, name: tuple[int, str], left: Places, features: int, right: HostArray
     ) -> None:
         """Ask for the products of some rows with others."""
-        result = self.layout.zeros(features, right.shape[1])
+        if name not in self.results:
+            self.results[name] = self.layout.zeros(features, right.shape[1])
         group = 4 * self.layout.lanes.count
-        self._add(name, left, slots, features, right, result, right.shape[1], group)
+        self._add(name, left, features, right, right.shape[1], group)
 
     def _add(
         self,
         name: tuple[int, str],
         left: Places,
-        slots: int,
         features: int,
         right: HostArray,
-        result: HostArray,
         out_step: int,
         panel_step: int,
     ) -> None:
         size, lanes, width = self.layout.itemsize, self.layout.lanes, right.shape[1]
-        self.results[name] = result
         job = ProductJob(
-            slots=slots,
+            steps=SUMMED_STEPS,
             features=features,
             right=address(right),
             right_step=width * size,
             blocks=width // lanes.count,
-            out=address(result),
+            out=address(self.results[name]),
             out_step=out_step * size,
             panel_step=panel_step * size,
             first=0,

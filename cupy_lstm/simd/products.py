@@ -61,6 +61,15 @@ def begin(places: Any) -> Any:
 
 
 @njit(nogil=True)
+def begin_at(places: Any, time: int) -> Any:
+    """Return the position of the first slot of a time of the range, or of the one behind it."""
+    first = 0
+    for row in range(places.batch):
+        first += max(0, min(read(places.lengths + 8 * row), time) - places.time)
+    return time, first, active_rows(places.lengths, places.batch, time)
+
+
+@njit(nogil=True)
 def find_slot(places: Any, slot: int, position: Any) -> Any:
     """Return the position of a slot, from that of one before."""
     time, first, active = position
@@ -113,12 +122,14 @@ class ProductJob(NamedTuple):
     """One thread's part of a sum over slots of the outer products of two rows.
 
     The result, packed by units or by columns, is cut into tiles; the job is a range of them. Each
-    is summed by one thread in the order of the slots, so the sum does not depend on the threads.
+    is summed by one thread in an order that does not depend on the threads, nor on the ranges of
+    steps a sequence is cut into: `steps` of them at a time, the last ones first, as a backward
+    pass comes to them.
 
     Attributes
     ----------
-    slots
-        Number of terms.
+    steps
+        Steps of a part, counted from the first step.
     features
         Numbers in the left row of each slot.
     right, right_step, blocks
@@ -135,7 +146,7 @@ class ProductJob(NamedTuple):
         Slots to take at once.
     """
 
-    slots: int
+    steps: int
     features: int
     right: int
     right_step: int
@@ -151,14 +162,29 @@ class ProductJob(NamedTuple):
 
 @njit(nogil=True)
 def add_outer_products(lanes: Any, job: Any, left: Any) -> None:
-    """Compute some tiles of a sum of outer products, `left` being the Places of the left rows."""
+    """Add some tiles of a sum of outer products, `left` being the Places of the left rows."""
+    parts = -(-(left.last_time - left.time) // job.steps)
+    for part in range(parts - 1, -1, -1):
+        if left.direction > 0:
+            time = left.time + part * job.steps
+            behind = min(time + job.steps, left.last_time)
+        else:
+            behind = left.last_time - part * job.steps
+            time = max(behind - job.steps, left.time)
+        position = begin_at(left, time)
+        _, last, _ = begin_at(left, behind)
+        _add_slots(lanes, job, left, position, last)
+
+
+@njit(nogil=True)
+def _add_slots(lanes: Any, job: Any, left: Any, position: Any, last: int) -> None:
+    """Add the products of the slots from a position up to `last`."""
     lane, size, most = lane_count(lanes), itemsize(lanes), tile_rows(lanes)
     vector = lane * size
     tiles = -(-job.features // most)
     sources, outputs = job.tables, job.tables + 8 * job.chunk
-    position = begin(left)
-    for start in range(0, job.slots, job.chunk):
-        n = min(job.chunk, job.slots - start)
+    for start in range(position[1], last, job.chunk):
+        n = min(job.chunk, last - start)
         position = write_places(left, start, n, position, sources)
         for index in range(job.first, job.last):
             group, feature = index // tiles, index % tiles * most

@@ -239,8 +239,6 @@ class BackwardSweep:
         weight_hh = packing.gate_rows(weights.weight_hh, P)
         weight_ho = packing.transposed(weights.weight_ho, H, P)
         packing.finish()
-        dy = None if dy is None else row_major(dy)
-        dcells = None if dcells is None else row_major(dcells)
         scratch, zeros = Scratch(layout), layout.zeros(max(layout.h_width, layout.c_width))
         dm = layout.empty(*self.dc.shape) if weight_ho else None
         barriers = numpy.zeros((D, 8), "int64")
