@@ -1,0 +1,268 @@
+"""Graphs over the chunks of Dask arrays: one task that computes for each chunk."""
+
+from collections.abc import Iterable, Mapping
+from itertools import accumulate
+from math import isnan
+from operator import itemgetter
+from typing import Any, TypeAlias
+
+import dask.array
+import numpy
+from dask.array.utils import meta_from_array
+from dask.base import tokenize
+from dask.highlevelgraph import HighLevelGraph
+
+from cupy_lstm.backend import Array, array_module, is_array, sum_dtype
+from cupy_lstm.checks import checked_pair
+from cupy_lstm.dask.models import Snapshot
+from cupy_lstm.layer import Layer
+from cupy_lstm.lengths import checked_lengths
+from cupy_lstm.lstm import LSTM
+
+DaskArray: TypeAlias = Any
+"""A ``dask.array.Array`` (Dask ships types for a part of itself only)."""
+
+
+def predict_rows(snapshot: Snapshot, X: DaskArray) -> DaskArray:
+    """Return what a model says of each row: rows lie along the first axis, in chunks of any size.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If X does not fit the model.
+    """
+    if not X.ndim:
+        raise ValueError("X has no axes, the first one must be that of rows")
+    _require_whole(X, range(1, X.ndim))
+    if isinstance(snapshot.model, Layer):
+        require_fit(X._meta, snapshot.model)
+    row = output_of(snapshot, array_module(X._meta).zeros((1, *X.shape[1:]), X.dtype))
+    model = snapshot.task()
+    name = f"predict-{tokenize(X.name, model.key)}"
+    tasks = {
+        (name, number, *(0,) * (row.ndim - 1)): (
+            Snapshot.predict,
+            model.key,
+            (X.name, number, *(0,) * (X.ndim - 1)),
+        )
+        for number in range(X.numblocks[0])
+    }
+    graph = HighLevelGraph.from_collections(name, tasks, dependencies=[X, model])
+    return _array(graph, name, (X.chunks[0], *row.shape[1:]), row)
+
+
+def predict_sequences(
+    snapshot: Snapshot, X: DaskArray, initial_states: object, sequence_length: object
+) -> tuple[DaskArray, tuple[DaskArray, DaskArray]]:
+    """Return the outputs and the final states of an LSTM.
+
+    Rows and steps may be in chunks of any size. The chunks of the same rows are swept in the order
+    of time, each from the states with which the one before it ended.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit the LSTM.
+    """
+    lstm: LSTM = snapshot.model
+    time, batch = (0, 1) if lstm.time_major else (1, 0)
+    if X.ndim != 3 or X.shape[2] != lstm.input_size:
+        axes = "any, any" if X.ndim == 3 else "steps, batch" if lstm.time_major else "batch, steps"
+        raise ValueError(
+            f"X has shape {list(X.shape)}, but must have shape [{axes}, {lstm.input_size}]"
+        )
+    require_fit(X._meta, lstm)
+    _require_whole(X, [2])
+    require_one_direction(lstm, X.numblocks[time])
+    rows, steps = X.chunks[batch], X.chunks[time]
+    if not (initial_states is sequence_length is None) and isnan(X.size):
+        raise ValueError(
+            "X has chunks of unknown sizes, to which initial_states and sequence_length cannot be "
+            "cut: call X.compute_chunk_sizes() first"
+        )
+    starts = [0, *accumulate(steps)]
+    states = _states(initial_states, lstm, X, rows)
+    lengths = _lengths(sequence_length, X.shape[batch], starts[-1], rows)
+
+    model = snapshot.task()
+    given = [*states, *lengths]
+    token = tokenize(X.name, model.key, [array.name for array in given], len(states))
+    sweep, y, h, c = (f"lstm-{part}-{token}" for part in ("sweep", "y", "h", "c"))
+    sweeps: dict[Any, Any] = {}
+    outputs: dict[Any, Any] = {}
+    final_states: dict[str, dict[Any, Any]] = {h: {}, c: {}}
+    for row in range(len(rows)):
+        state: Any = [(array.name, 0, row, 0) for array in states] or None
+        for step in range(len(steps)):
+            place = (step, row, 0) if lstm.time_major else (row, step, 0)
+            length = [(array.name, row) for array in lengths]
+            which = [*length, starts[step], step == len(steps) - 1] if length else []
+            done = (sweep, *place)
+            sweeps[done] = (Snapshot.sweep_chunk, model.key, (X.name, *place), state, *which)
+            outputs[(y, *place)] = (itemgetter(0), done)
+            # The next chunk needs the states alone: outputs do not travel to where it is swept.
+            state = (f"{sweep}-states", *place)
+            sweeps[state] = (itemgetter(1), done)
+        for index, name in enumerate(final_states):
+            final_states[name][(name, 0, row, 0)] = (itemgetter(index), state)
+    graph = HighLevelGraph.from_collections(sweep, sweeps, dependencies=[X, model, *given])
+
+    sizes: list[Any] = [rows, rows, output_size(lstm) * lstm.num_directions]
+    sizes[time] = steps
+    array = _array(_above(graph, sweep, y, outputs), y, sizes, X._meta, lstm.dtype)
+    layers = lstm.num_layers * lstm.num_directions
+    hidden, cells = (
+        _array(_above(graph, sweep, name, tasks), name, (layers, rows, size), X._meta, dtype)
+        for (name, tasks), (size, dtype) in zip(
+            final_states.items(), _state_kinds(lstm), strict=True
+        )
+    )
+    return array, (hidden, cells)
+
+
+def output_of(snapshot: Snapshot, rows: Any) -> Array:
+    """Return what a model says of a few rows that stand for those to come."""
+    try:
+        return snapshot.predict(rows)
+    except Exception as error:
+        error.add_note(
+            f"(the model was called with {len(rows)} rows that stand for those of X, "
+            "to learn the shape and dtype of what it returns)"
+        )
+        raise
+
+
+def output_size(lstm: LSTM) -> int:
+    """Return P."""
+    return lstm.proj_size or lstm.hidden_size
+
+
+def require_fit(meta: Array, layer: Layer) -> None:
+    """Raise unless chunks like `meta` are of the module and the dtype of a layer.
+
+    Raises
+    ------
+    TypeError
+        If they are of the other module.
+    ValueError
+        If they have another dtype.
+    """
+    found, wanted = array_module(meta).__name__, layer.xp.__name__
+    if found != wanted:
+        raise TypeError(
+            f"X has chunks of {found}, but the weights are on {wanted}: move one of them, for "
+            f"example with model.to({found!r}) or X.map_blocks({wanted}.asarray)"
+        )
+    if meta.dtype != layer.dtype:
+        raise ValueError(
+            f"X has dtype {meta.dtype}, but the weights have {layer.dtype}: "
+            f"convert it with .astype({str(layer.dtype)!r})"
+        )
+
+
+def require_one_direction(lstm: LSTM, chunks: int) -> None:
+    """Raise if an LSTM with a reverse direction would have to begin with the last of some chunks.
+
+    Raises
+    ------
+    ValueError
+        Then.
+    """
+    if lstm.num_directions == 2 and chunks > 1:
+        raise ValueError(
+            f"X has {chunks} chunks along time, but the LSTM is bidirectional and begins at both "
+            "ends: put all steps of a row into one chunk"
+        )
+
+
+def _require_whole(X: DaskArray, axes: Iterable[int]) -> None:
+    for axis in axes:
+        if X.numblocks[axis] > 1:
+            raise ValueError(
+                f"X has {X.numblocks[axis]} chunks along axis {axis}, which the model needs "
+                f"whole: X.rechunk({{{axis}: -1}})"
+            )
+
+
+def _state_kinds(lstm: LSTM) -> list[tuple[int, "numpy.dtype[Any]"]]:
+    """Return features and dtype of h and c."""
+    return [(output_size(lstm), lstm.dtype), (lstm.hidden_size, sum_dtype(lstm.dtype))]
+
+
+def _states(
+    initial_states: object, lstm: LSTM, X: DaskArray, rows: tuple[int, ...]
+) -> list[DaskArray]:
+    """Return (h, c) in chunks that fit those of X; an empty list for None."""
+    if initial_states is None:
+        return []
+    states = []
+    layers, batch = lstm.num_layers * lstm.num_directions, sum(rows)
+    named = zip("hc", checked_pair("initial_states", initial_states), strict=True)
+    for (index, (letter, value)), (size, dtype) in zip(
+        enumerate(named), _state_kinds(lstm), strict=True
+    ):
+        argument = f"initial_states[{index}] ({letter})"
+        array = _as_dask(argument, value)
+        if type(array._meta) is not type(X._meta):
+            raise TypeError(f"{argument} is not on {lstm.xp.__name__}, where X and the weights are")
+        if array.dtype != dtype:
+            raise ValueError(
+                f"{argument} has dtype {array.dtype}, but must have {dtype}: "
+                f"convert it with .astype({str(dtype)!r})"
+            )
+        if array.shape != (layers, batch, size):
+            raise ValueError(
+                f"{argument} has shape {list(array.shape)}, "
+                f"but must have shape [{layers}, {batch}, {size}]"
+            )
+        states.append(array.rechunk((layers, rows, size)))
+    return states
+
+
+def _lengths(
+    sequence_length: object, batch: int, steps: int, rows: tuple[int, ...]
+) -> list[DaskArray]:
+    """Return lengths in chunks that fit those of X, in a list; an empty one for None."""
+    if sequence_length is None:
+        return []
+    if not isinstance(sequence_length, dask.array.Array):
+        host = numpy.empty(0)  # lengths may be on the host whatever X is
+        lengths = checked_lengths(sequence_length, batch, steps, host, check=False)
+        sequence_length = dask.array.from_array(lengths, chunks=-1)
+    array: DaskArray = sequence_length
+    if array.dtype.kind not in "iu" or array.shape != (batch,):
+        raise ValueError(
+            f"sequence_length must hold integers [{batch}], received "
+            f"{array.dtype} {list(array.shape)}"
+        )
+    return [array.rechunk((rows,))]
+
+
+def _as_dask(argument: str, value: object) -> DaskArray:
+    if isinstance(value, dask.array.Array):
+        return value
+    if not is_array(value):
+        raise TypeError(
+            f"{argument} must be an array or a dask array, received {type(value).__name__}"
+        )
+    return dask.array.from_array(value, chunks=-1, asarray=False)
+
+
+def _above(
+    graph: HighLevelGraph, below: str, name: str, tasks: Mapping[Any, Any]
+) -> HighLevelGraph:
+    """Return a graph with one layer more, which depends on the layer `below` alone."""
+    return HighLevelGraph({**graph.layers, name: tasks}, {**graph.dependencies, name: {below}})
+
+
+def _array(
+    graph: HighLevelGraph,
+    name: str,
+    sizes: Iterable[int | tuple[int, ...]],
+    meta: Array,
+    dtype: Any = None,
+) -> DaskArray:
+    """Return the array that the layer `name` computes; a size is one chunk."""
+    chunks = tuple((size,) if isinstance(size, int) else size for size in sizes)
+    dtype = meta.dtype if dtype is None else dtype
+    return dask.array.Array(graph, name, chunks, meta=meta_from_array(meta, len(chunks), dtype))

@@ -1,0 +1,135 @@
+"""Models as they travel to the workers, and what a task does with one."""
+
+import copy
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from dask.base import tokenize
+from dask.delayed import Delayed, delayed
+
+from cupy_lstm.backend import Array, array_module, is_array
+from cupy_lstm.layer import Layer
+from cupy_lstm.lstm import LSTM
+from cupy_lstm.modes import engine, forced_engine, no_grad
+from cupy_lstm.parameter import unique_buffers
+
+States: TypeAlias = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was when `predict` was called; the threads of a worker share it.
+
+    Attributes
+    ----------
+    model : LSTM, Layer or estimator
+        A copy, of a layer in eval mode and without gradients.
+    method : str
+        What is called of an estimator.
+    engine : str
+        What the caller has forced, which a worker does not see by itself.
+    """
+
+    model: Any
+    method: str
+    engine: str
+
+    @classmethod
+    def of(cls, model: object, method: str) -> "Snapshot":
+        """Return a snapshot of a model; later changes of the model do not reach it.
+
+        Raises
+        ------
+        TypeError
+            If it is neither a layer nor has the method.
+        """
+        if not isinstance(model, Layer) and not callable(getattr(model, method, None)):
+            raise TypeError(
+                f"model must be an LSTM, a Layer, or have a method {method!r}, "
+                f"received {type(model).__name__}"
+            )
+        model = copy.deepcopy(model)
+        if isinstance(model, Layer):
+            model.eval()
+            model.clear_gradients(set_to_zero=False)
+            for buffer in unique_buffers(model.parameters()):
+                buffer.gradient = None
+        return cls(model, method, forced_engine())
+
+    def task(self) -> Delayed:
+        """Return the snapshot as one task, which the tasks of all chunks depend on.
+
+        So it lies in the graph once, is sent to each worker once, and again to one that takes the
+        place of another. Its key is made of its content.
+        """
+        name = f"{type(self.model).__name__}-{tokenize(self)}"
+        return delayed(self, name=name, traverse=False)
+
+    def sweep(
+        self, inputs: Array, states: States | None = None, lengths: Any = None
+    ) -> tuple[Array, States]:
+        """Run an LSTM over sequences and return its outputs and final states."""
+        with no_grad(), engine(self.engine):
+            outputs, final_states = self.model(inputs, states, lengths)
+        return outputs, final_states
+
+    def sweep_chunk(
+        self,
+        inputs: Array,
+        states: States | None = None,
+        lengths: Array | None = None,
+        first: int = 0,
+        is_last: bool = True,
+    ) -> tuple[Array, States]:
+        """Run an LSTM over a chunk of longer sequences.
+
+        Parameters
+        ----------
+        inputs : array [B,T,I], or [T,B,I]
+            A chunk.
+        states : tuple (h, c), optional
+            Those the chunk before has ended with.
+        lengths : array of int [B], optional
+            Valid steps of the whole sequences.
+        first : int
+            How many steps of the sequences lie before this chunk.
+        is_last : bool
+            Whether none lie behind it; then lengths beyond it are an error.
+        """
+        if lengths is not None:
+            steps = inputs.shape[0 if self.model.time_major else 1]
+            xp = array_module(lengths)
+            # Only what other chunks answer for is clamped: a wrong length still raises.
+            lengths = lengths if first == 0 else xp.maximum(lengths - first, 0)
+            lengths = lengths if is_last else xp.minimum(lengths, steps)
+        return self.sweep(inputs, states, lengths)
+
+    def predict(self, inputs: Any) -> Array:
+        """Return what a layer or an estimator says of rows.
+
+        Raises
+        ------
+        TypeError
+            If that is no array.
+        ValueError
+            If it has not a row for each of them.
+        """
+        function = self.model if isinstance(self.model, Layer) else getattr(self.model, self.method)
+        with no_grad(), engine(self.engine):
+            outputs = function(inputs)
+        if not is_array(outputs):
+            raise TypeError(
+                f"the model must return one array, received {type(outputs).__name__}: "
+                "wrap it in a Layer that picks the output"
+            )
+        if not outputs.ndim or len(outputs) != len(inputs):
+            raise ValueError(
+                f"the model must return a row for each of {len(inputs)} rows, "
+                f"received shape {list(outputs.shape)}"
+            )
+        return outputs
+
+
+def is_lstm(snapshot: Snapshot) -> bool:
+    """Say whether a snapshot is of an LSTM, whose sequences may be longer than a chunk."""
+    return isinstance(snapshot.model, LSTM)
