@@ -75,14 +75,9 @@ def predict_sequences(
     _require_whole(X, [2])
     require_one_direction(lstm, X.numblocks[time])
     rows, steps = X.chunks[batch], X.chunks[time]
-    if not (initial_states is sequence_length is None) and isnan(X.size):
-        raise ValueError(
-            "X has chunks of unknown sizes, to which initial_states and sequence_length cannot be "
-            "cut: call X.compute_chunk_sizes() first"
-        )
     starts = [0, *accumulate(steps)]
     states = _states(initial_states, lstm, X, rows)
-    lengths = _lengths(sequence_length, X.shape[batch], starts[-1], rows)
+    lengths = _lengths(sequence_length, starts[-1], rows)
 
     model = snapshot.task()
     given = [*states, *lengths]
@@ -195,14 +190,13 @@ def _states(
     """Return (h, c) in chunks that fit those of X; an empty list for None."""
     if initial_states is None:
         return []
+    _require_known("initial_states", *rows)
     states = []
     layers, batch = lstm.num_layers * lstm.num_directions, sum(rows)
-    named = zip("hc", checked_pair("initial_states", initial_states), strict=True)
-    for (index, (letter, value)), (size, dtype) in zip(
-        enumerate(named), _state_kinds(lstm), strict=True
-    ):
-        argument = f"initial_states[{index}] ({letter})"
-        array = _as_dask(argument, value)
+    pair = checked_pair("initial_states", initial_states)
+    for index, (size, dtype) in enumerate(_state_kinds(lstm)):
+        argument = f"initial_states[{index}] ({'hc'[index]})"
+        array = _as_dask(argument, pair[index])
         if type(array._meta) is not type(X._meta):
             raise TypeError(f"{argument} is not on {lstm.xp.__name__}, where X and the weights are")
         if array.dtype != dtype:
@@ -219,23 +213,31 @@ def _states(
     return states
 
 
-def _lengths(
-    sequence_length: object, batch: int, steps: int, rows: tuple[int, ...]
-) -> list[DaskArray]:
+def _lengths(sequence_length: object, steps: int, rows: tuple[int, ...]) -> list[DaskArray]:
     """Return lengths in chunks that fit those of X, in a list; an empty one for None."""
     if sequence_length is None:
         return []
+    _require_known("sequence_length", steps, *rows)
     if not isinstance(sequence_length, dask.array.Array):
         host = numpy.empty(0)  # lengths may be on the host whatever X is
-        lengths = checked_lengths(sequence_length, batch, steps, host, check=False)
+        lengths = checked_lengths(sequence_length, sum(rows), steps, host, check=False)
         sequence_length = dask.array.from_array(lengths, chunks=-1)
     array: DaskArray = sequence_length
-    if array.dtype.kind not in "iu" or array.shape != (batch,):
+    if array.dtype.kind not in "iu" or array.shape != (sum(rows),):
         raise ValueError(
-            f"sequence_length must hold integers [{batch}], received "
+            f"sequence_length must hold integers [{sum(rows)}], received "
             f"{array.dtype} {list(array.shape)}"
         )
     return [array.rechunk((rows,))]
+
+
+def _require_known(argument: str, *sizes: float) -> None:
+    """Raise if chunks have unknown sizes, NaN to Dask, to which an argument should be cut."""
+    if isnan(sum(sizes)):
+        raise ValueError(
+            f"X has chunks of unknown sizes, to which {argument} cannot be cut: call "
+            "X.compute_chunk_sizes() first"
+        )
 
 
 def _as_dask(argument: str, value: object) -> DaskArray:

@@ -9,7 +9,6 @@ from dask.delayed import Delayed, delayed
 
 from cupy_lstm.backend import Array, array_module, is_array
 from cupy_lstm.layer import Layer
-from cupy_lstm.lstm import LSTM
 from cupy_lstm.modes import engine, forced_engine, no_grad
 from cupy_lstm.parameter import unique_buffers
 
@@ -25,7 +24,7 @@ class Snapshot:
     model : LSTM, Layer or estimator
         A copy, of a layer in eval mode and without gradients.
     method : str
-        What is called of an estimator.
+        What is called for rows: of a layer ``__call__``.
     engine : str
         What the caller has forced, which a worker does not see by itself.
     """
@@ -50,6 +49,7 @@ class Snapshot:
             )
         model = copy.deepcopy(model)
         if isinstance(model, Layer):
+            method = "__call__"
             model.eval()
             model.clear_gradients(set_to_zero=False)
             for buffer in unique_buffers(model.parameters()):
@@ -114,9 +114,8 @@ class Snapshot:
         ValueError
             If it has not a row for each of them.
         """
-        function = self.model if isinstance(self.model, Layer) else getattr(self.model, self.method)
         with no_grad(), engine(self.engine):
-            outputs = function(inputs)
+            outputs = getattr(self.model, self.method)(inputs)
         if not is_array(outputs):
             raise TypeError(
                 f"the model must return one array, received {type(outputs).__name__}: "
@@ -128,8 +127,3 @@ class Snapshot:
                 f"received shape {list(outputs.shape)}"
             )
         return outputs
-
-
-def is_lstm(snapshot: Snapshot) -> bool:
-    """Say whether a snapshot is of an LSTM, whose sequences may be longer than a chunk."""
-    return isinstance(snapshot.model, LSTM)
