@@ -1,0 +1,133 @@
+"""Models on worker processes, one of which is killed in the middle."""
+
+import os
+import signal
+from collections import Counter
+from pathlib import Path
+
+import dask.array as da
+import dask.dataframe as dd
+import numpy as np
+import pandas as pd
+import pytest
+from dask.distributed import Client, LocalCluster
+from face import flat_equal, normal
+
+from cupy_lstm import LSTM, Linear, engine
+from cupy_lstm.dask import predict
+
+UNPICKLED = -1
+
+
+class Logging:
+    """Writes a line for each arrival and each chunk; the fatal one kills its process, once."""
+
+    def watch(self, folder, fatal=0):
+        self._log, self._fatal = str(folder / "log"), fatal
+        return self
+
+    def note(self, chunk):
+        with Path(self._log).open("a") as log:
+            log.write(f"{os.getpid()} {chunk}\n")
+        if chunk == self._fatal > 0 and not Path(self._log + ".fatal").exists():
+            Path(self._log + ".fatal").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def __call__(self, x, *arguments):
+        self.note(int(x.flat[0]))  # the first number of a chunk is its name
+        return super().__call__(x, *arguments)
+
+    def __setstate__(self, state):
+        vars(self).update(state)
+        self.note(UNPICKLED)
+
+
+class LoggingLinear(Logging, Linear):
+    pass
+
+
+class LoggingLSTM(Logging, LSTM):
+    pass
+
+
+def calls(folder):
+    """Return (process, chunk) of each call of a watched model, in order."""
+    lines = [tuple(map(int, line.split())) for line in (folder / "log").read_text().splitlines()]
+    # In this process the scheduler is sent the graph, and a row of zeros asks for shapes.
+    return [line for line in lines if line[0] != os.getpid()]
+
+
+def named(rows, steps, chunk_rows, chunk_steps):
+    """Return an array whose chunks begin with 1, 2, 3, ..., and the number of chunks."""
+    x = normal(rows, steps, 3)
+    chunks = np.arange(1, 1 + (rows // chunk_rows) * (steps // chunk_steps))
+    x[::chunk_rows, ::chunk_steps, 0] = chunks.reshape(-1, steps // chunk_steps)
+    return da.from_array(x, chunks=(chunk_rows, chunk_steps, 3)), len(chunks)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """Two processes of one thread each; they and their watchers end with the module."""
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=":0") as cluster,
+        Client(cluster) as client,
+    ):
+        yield client
+
+
+def test_arrays_and_frames(client):
+    """Through a client, and through the address of the cluster alone."""
+    lstm, x = LSTM(3, 8, 2, seed=0), normal(6, 12, 3)
+    X = da.from_array(x, chunks=(2, 4, 3))
+    F = dd.from_pandas(pd.DataFrame(x[0], columns=list("abc")), npartitions=3)
+    # One engine, whose outputs do not depend on the threads that a worker is allowed.
+    with engine("simd"):
+        y, states = predict(lstm, X, return_states=True)
+        table = predict(lstm, F)
+    with Client(client.scheduler.address) as other:
+        found = [*other.compute([y, *states], sync=True), other.compute(table, sync=True)]
+    expected = [part.compute(scheduler="synchronous") for part in (y, *states, table)]
+    assert flat_equal(found[:-1], expected[:-1])
+    pd.testing.assert_frame_equal(found[-1], expected[-1], check_exact=True)
+
+
+def test_a_worker_is_sent_the_model_once(client, tmp_path):
+    X, _ = named(32, 4, 1, 4)
+    predict(LoggingLinear(3, 4, seed=0).watch(tmp_path), X).compute()
+    seen = calls(tmp_path)
+    workers = {process for process, chunk in seen if chunk != UNPICKLED}
+    assert len(workers) == 2
+    assert Counter(seen) == Counter((process, UNPICKLED) for process in workers) + Counter(
+        call for call in seen if call[1] != UNPICKLED
+    )
+
+
+@pytest.mark.parametrize("kind", ["rows", "steps"])
+def test_a_killed_worker_costs_its_own_chunks(client, tmp_path, kind):
+    """Bit for bit the same comes out; what was lost is computed once more, and nothing else.
+
+    Along time the chunks before a lost one are swept again, too: states are dropped once used.
+    """
+    X, chunks = named(16, 4, 1, 4) if kind == "rows" else named(4, 24, 2, 2)
+    model = LoggingLinear(3, 4, seed=0) if kind == "rows" else LoggingLSTM(3, 8, seed=0)
+    fatal = chunks // 2
+    results, logs = [], []
+    for killer in (0, fatal):
+        client.wait_for_workers(2, timeout=60)
+        folder = tmp_path / str(killer)
+        folder.mkdir()
+        with engine("stepwise"):
+            results.append(predict(model.watch(folder, killer), X).compute())
+        logs.append([call for call in calls(folder) if call[1] != UNPICKLED])
+    assert np.array_equal(*results)
+
+    quiet, killed = logs
+    assert sorted(chunk for _, chunk in quiet) == list(range(1, chunks + 1))
+    dead = next(process for process, chunk in killed if chunk == fatal)
+    lost = {chunk for process, chunk in killed if process == dead}
+    if kind == "steps":
+        row = chunks // 2  # chunks along time
+        lost = {chunk for one in lost for chunk in range((one - 1) // row * row + 1, one + 1)}
+    again = Counter(chunk for _, chunk in killed) - Counter(range(1, chunks + 1))
+    assert again[fatal] == 1 == max(again.values())
+    assert set(again) <= lost
