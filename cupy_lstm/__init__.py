@@ -20,7 +20,9 @@ from cupy_lstm.parameter import ParamAttr, Parameter
 from cupy_lstm.rnn import RNN, BiRNN
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
 from cupy_lstm.segments import SegmentBatches, StatefulLSTM
+from cupy_lstm.stored_series import ParquetSeries, open_series
 from cupy_lstm.stream import LSTMStream
+from cupy_lstm.streamed import StreamedBatches
 from cupy_lstm.training import fit
 from cupy_lstm.windows import Batches, sliding_windows
 
@@ -51,9 +53,11 @@ __all__ = [
     "LinearWarmup",
     "ParamAttr",
     "Parameter",
+    "ParquetSeries",
     "SegmentBatches",
     "StatefulLSTM",
     "StepDecay",
+    "StreamedBatches",
     "Wanted",
     "engine",
     "explain_plan",
@@ -65,6 +69,7 @@ __all__ = [
     "mae_loss",
     "mse_loss",
     "no_grad",
+    "open_series",
     "regularizer",
     "sliding_windows",
     "softmax_cross_entropy",
