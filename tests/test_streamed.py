@@ -1,7 +1,5 @@
 """Batches from stored series: the same as from memory, read ahead, within bounds of memory."""
 
-import gc
-import subprocess
 import sys
 import threading
 import time
@@ -67,11 +65,12 @@ def npy(folder):
 def zarr(folder):
     import zarr
 
-    zarr.save_array(folder / "series.zarr", SERIES, chunks=(64, 2))
+    array = zarr.create_array(folder / "series.zarr", shape=(300, 3), chunks=(64, 2), dtype="f4")
+    array[:] = SERIES
     return folder / "series.zarr"
 
 
-def parquet(folder, table=None, rows=70, **columns):
+def parquet(folder, rows=70, **columns):
     import pyarrow
     import pyarrow.parquet
 
@@ -123,13 +122,19 @@ def test_shuffled_in_blocks_every_window_comes_once(buffer, stride):
         assert np.array_equal(windows, first[:, None] + np.arange(LENGTH))
         assert np.array_equal(np.sort(first), np.arange(0, 293, stride))
         assert not np.array_equal(np.sort(first), first)
-        # Read together are the windows of at most 16 blocks: neighbours are near in the order.
-        block = max(1, buffer // 16) * stride
-        places = [set(first[k : k + block] // block) for k in range(0, len(first), max(16, buffer))]
-        assert max(map(len, places)) <= 16
+        assert most_open(first // (max(1, buffer // 16) * stride)) <= 16
     assert not np.array_equal(*orders)
     streamed.epoch = 1
     assert np.array_equal(np.concatenate([inputs for inputs, _ in streamed]), orders[1])
+
+
+def most_open(blocks):
+    """Return how many blocks have begun and not ended, at most, in a sequence of their numbers."""
+    begins = {block: place for place, block in reversed(list(enumerate(blocks)))}
+    ends = {block: place for place, block in enumerate(blocks)}
+    return max(
+        sum(begins[block] <= place <= ends[block] for block in ends) for place in range(len(blocks))
+    )
 
 
 class LastStep(Layer):
@@ -268,32 +273,26 @@ def test_a_failing_training_leaves_no_thread():
     assert not threads()
 
 
-def test_what_is_read_goes_when_it_is_used():
-    """Neither batches nor blocks are kept: at most ahead + 1 of them live at a time."""
-    alive = weakref.WeakSet()
+@pytest.mark.parametrize("shuffle", [False, True])
+def test_what_is_read_goes_when_it_is_used(shuffle):
+    """Two reads live at a time at most, the last one and the next; of blocks of 16 places each."""
+    parts = []
 
-    class Tracked(np.ndarray):
+    class Followed(np.ndarray):
         pass
-
-    def tracking(windows):
-        inputs = np.ascontiguousarray(windows[:, :-1]).view(Tracked)
-        alive.add(inputs)
-        return windows[:, :-1], windows[:, -1]
-
-    most, live = 0, []
 
     class Counted:
         shape, dtype = SERIES.shape, SERIES.dtype
 
         def __getitem__(self, steps):
-            part = SERIES[steps].view(Tracked)
-            live.append(weakref.ref(part))
+            part = SERIES[steps].view(Followed)
+            parts.append(weakref.ref(part))
             return part
 
-    for _ in StreamedBatches(Counted(), LENGTH, tracking, 8, buffer=16, ahead=0):
-        gc.collect()
-        most = max(most, sum(ref() is not None for ref in live))
-    assert len(live) > 15 and most <= 2
+    most = 0
+    for _ in StreamedBatches(Counted(), LENGTH, split, 8, shuffle=shuffle, buffer=16, ahead=0):
+        most = max(most, sum(part() is not None for part in parts))
+    assert most <= (2 * 16 if shuffle else 2) < len(parts)
 
 
 ERRORS = [
@@ -321,7 +320,7 @@ def test_bad_arguments(wrong, error, message):
     assert message in raised(error, lambda: StreamedBatches(**(right | wrong)))
 
 
-def test_batches_on_cupy_s_place_are_refused_for_cupy_s_series():
+def test_what_a_checkpoint_needs():
     batches = StreamedBatches(SERIES, LENGTH, split, 32, seed=5, shuffle=True)
     assert batches.settings() == {
         "series": "float32 [300, 3]",
@@ -336,3 +335,74 @@ def test_batches_on_cupy_s_place_are_refused_for_cupy_s_series():
     assert StreamedBatches(SERIES, LENGTH, split, 32).seed != batches.seed
     with pytest.raises(ValueError, match="epoch must be at least 0"):
         batches.epoch = -1
+
+
+def test_a_parquet_file_is_read_by_row_groups(tmp_path, monkeypatch):
+    path = parquet(tmp_path)
+    series = open_series(path, columns=["c", "a"])
+    assert isinstance(series, ParquetSeries)
+    assert (series.shape, series.dtype, len(series)) == ((300, 2), "float32", 300)
+    read, once = [], series._group.__wrapped__
+    monkeypatch.setattr(series, "_group", lambda group: read.append(group) or once(group))
+    for first, stop, groups in ((0, 70, [0]), (69, 71, [0, 1]), (0, 300, [0, 1, 2, 3, 4])):
+        assert np.array_equal(series[first:stop], SERIES[first:stop, [2, 0]])
+        assert read == groups
+        read.clear()
+    assert series[5:5].shape == series[9:2].shape == (0, 2)
+    assert np.array_equal(series[-3:], SERIES[-3:, [2, 0]])
+
+
+def test_columns_of_different_numbers_are_promoted(tmp_path):
+    series = open_series(parquet(tmp_path, a=np.arange(5, dtype="int16"), b=np.ones(5, "f4")))
+    assert series.dtype == "float32"
+    assert np.array_equal(series[:], np.stack([np.arange(5), np.ones(5)], 1))
+
+
+@pytest.mark.parametrize(
+    ("columns", "chosen", "message"),
+    [
+        ({"a": [1.0], "b": ["x"]}, None, "column 'b' is of type string, a series is of numbers"),
+        ({"a": [1.0]}, ["b"], "columns has 'b', "),
+        ({"a": [1.0]}, [], "columns is empty"),
+        ({"a": [[1.0]]}, None, "column 'a' is of type list"),
+    ],
+)
+def test_columns_that_are_no_series(tmp_path, columns, chosen, message):
+    path = parquet(tmp_path, **columns)
+    assert message in raised(ValueError, lambda: open_series(path, chosen))
+
+
+def test_nulls_are_an_error_with_their_place(tmp_path):
+    series = open_series(parquet(tmp_path, rows=2, a=[1.0, 2.0, None, 4.0]))
+    assert series[:2].ravel().tolist() == [1, 2]
+    message = "column 'a' has 1 nulls in rows 2 to 3: fill them first"
+    assert raised(ValueError, lambda: series[1:3]) == message
+    assert "without a stride" in raised(ValueError, lambda: series[::2])
+    assert raised(TypeError, lambda: series[0]) == "steps must be a slice, received int"
+
+
+def test_what_cannot_be_opened(tmp_path):
+    (tmp_path / "series.csv").write_text("1")
+    (tmp_path / "empty").mkdir()
+    np.save(tmp_path / "objects.npy", np.array([{}]))
+    np.save(tmp_path / "series.npy", SERIES)
+    for name, error, message in (
+        ("nothing.npy", FileNotFoundError, "where there is nothing"),
+        ("series.csv", ValueError, "path must be a .npy or .parquet file or the folder of a Zarr"),
+        ("empty", ValueError, "which holds no Zarr array"),
+        ("objects.npy", ValueError, "objects"),
+    ):
+        with pytest.raises(error, match=message):
+            open_series(tmp_path / name)
+    assert "columns are for a .parquet" in raised(
+        ValueError, lambda: open_series(tmp_path / "series.npy", ["a"])
+    )
+
+
+@pytest.mark.parametrize(("kind", "package"), [(zarr, "zarr"), (parquet, "pyarrow")])
+def test_without_its_package_a_file_is_a_sentence(tmp_path, monkeypatch, kind, package):
+    path = kind(tmp_path)
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "pyarrow":
+        monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
+    assert f"pip install {package}" in raised(ImportError, lambda: open_series(path))
