@@ -144,9 +144,10 @@ def require_fit(meta: Array, layer: Layer) -> None:
     """
     found, wanted = array_module(meta).__name__, layer.xp.__name__
     if found != wanted:
+        move = "cupy.asarray" if wanted == "cupy" else "cupy.asnumpy"
         raise TypeError(
             f"X has chunks of {found}, but the weights are on {wanted}: move one of them, for "
-            f"example with model.to({found!r}) or X.map_blocks({wanted}.asarray)"
+            f"example with model.to({found!r}) or X.map_blocks({move})"
         )
     if meta.dtype != layer.dtype:
         raise ValueError(
