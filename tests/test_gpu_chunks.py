@@ -1,10 +1,16 @@
 """Dask arrays with CuPy chunks, and batches from files that go to the GPU."""
 
+import re
+import sys
+from pathlib import Path
+from types import ModuleType
+
 import dask
 import dask.array as da
 import numpy as np
 import pytest
 from cases import CASES, make_lstm
+from dask.distributed import LocalCluster
 from face import normal, raised
 from gpu_cases import arrays_of, storage
 from gpu_on_cpu import record
@@ -14,6 +20,7 @@ from cupy_lstm.dask import predict
 
 pytestmark = pytest.mark.gpu_on_cpu
 
+PAGE = Path(__file__).resolve().parent.parent / "docs/dask.md"
 CASE = next(case for case in CASES if case.id == "2-layers")
 
 
@@ -111,3 +118,29 @@ def test_batches_go_to_the_gpu_when_they_are_taken(cupy, ahead):
 def test_a_series_on_the_gpu_is_for_batches(cupy):
     message = raised(TypeError, lambda: StreamedBatches(cupy.zeros((9, 3)), 5, lambda w: (w, w), 2))
     assert message == "series is on cupy, device 0: Batches serves arrays that are there"
+
+
+def test_the_example_of_dask_cuda(cupy, monkeypatch):
+    """A cluster of threads in the place of its cluster: the scheduler and its messages are real."""
+
+    clusters = []
+
+    class LocalCUDACluster(LocalCluster):
+        def __init__(self):
+            options = {"threads_per_worker": 1, "processes": False, "dashboard_address": ":0"}
+            super().__init__(n_workers=2, **options)
+            clusters.append(self)
+
+    stand_in = ModuleType("dask_cuda")
+    stand_in.LocalCUDACluster = LocalCUDACluster
+    monkeypatch.setitem(sys.modules, "dask_cuda", stand_in)
+    first, _, last = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    names = {}
+    exec(first.replace("1000", "40").replace("250", "20"), names)
+    exec(last, names)
+    found = names["on_gpus"](names["x"])
+    assert isinstance(found, np.ndarray) and found.any()
+    assert clusters[0].scheduler.transition_counter > 0, "it has not run there"
+    alone = predict(names["lstm"], names["x"].map_blocks(cupy.asarray))
+    assert isinstance(alone._meta, cupy.ndarray)
+    assert (found == alone.compute(scheduler="synchronous").get()).all()
