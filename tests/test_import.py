@@ -12,6 +12,7 @@ import cupy_lstm
 
 OPTIONAL = [
     "cupy",
+    "dask",
     "jax",
     "matplotlib",
     "numba",
@@ -24,6 +25,7 @@ OPTIONAL = [
     "statsmodels",
     "torch",
     "tqdm",
+    "zarr",
 ]
 
 
