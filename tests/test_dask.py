@@ -53,6 +53,7 @@ class Classifier:
     classes_ = np.array(["down", "level", "steeply up"])
 
     def predict(self, X):
+        assert len(X), "no estimator of scikit-learn takes none"
         return self.classes_[1 + np.sign(np.asarray(X)[:, -1]).astype(int)]
 
     def predict_proba(self, X):
@@ -149,12 +150,20 @@ def test_rows_whose_number_nobody_knows():
     X = da.from_array(x, chunks=(4, 5, 3))
     X = X[X[:, 0, 0] > 0]  # chunks of unknown sizes
     assert np.isnan(X.shape[0])
+    kept = [part[part[:, 0, 0] > 0] for part in np.split(x, [4, 8])]
     for model in (LastStep().eval(), LSTM(3, 4, seed=0)):
         found = predict(model, X).compute()
-        kept = [part[part[:, 0, 0] > 0] for part in np.split(x, [4, 8])]
         expected = [called(model, part) for part in kept if len(part)]
         expected = [part[0] if isinstance(part, tuple) else part for part in expected]
         assert np.array_equal(found, np.concatenate(expected))
+
+
+def test_chunks_without_rows():
+    X = da.from_array(normal(6, 3), chunks=((2, 0, 4), (3,)))
+    assert np.array_equal(predict(Classifier(), X).compute(), Classifier().predict(X.compute()))
+    assert predict(Classifier(), X[:0]).compute().shape == (0,)
+    empty = predict(LSTM(3, 4), da.zeros((2, 0, 3), dtype="float32")).compute()
+    assert empty.shape == (2, 0, 4)
 
 
 def test_a_result_belongs_to_the_weights_of_its_time():
@@ -297,7 +306,7 @@ def test_what_a_model_must_return():
 
     with pytest.raises(ValueError, match="a row for each of 1 rows, received shape") as caught:
         predict(Mean(3, 1), NOT_TIME)
-    assert "stand for those of X" in caught.value.__notes__[0]
+    assert "made-up rows" in caught.value.__notes__[0]
 
 
 def test_without_dask_it_is_a_sentence():

@@ -83,6 +83,8 @@ def test_an_estimator_is_given_the_frame():
     probabilities = predict(model, frame, method="predict_proba").compute()
     assert np.array_equal(probabilities, model.predict_proba(FRAME))
     assert list(probabilities.columns) == ["y0", "y1"]
+    chosen = frame[frame.a > 1]  # of some partitions no row is left
+    assert (predict(model, chosen).compute() == model.predict(FRAME[FRAME.a > 1])).all()
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,11 @@ def predict_rows(snapshot: Snapshot, X: DaskArray) -> DaskArray:
     _require_whole(X, range(1, X.ndim))
     if isinstance(snapshot.model, Layer):
         require_fit(X._meta, snapshot.model)
-    row = output_of(snapshot, array_module(X._meta).zeros((1, *X.shape[1:]), X.dtype))
+    none = snapshot.predict(array_module(X._meta).zeros((0, *X.shape[1:]), X.dtype))
     model = snapshot.task()
     name = f"predict-{tokenize(X.name, model.key)}"
     tasks = {
-        (name, number, *(0,) * (row.ndim - 1)): (
+        (name, number, *(0,) * (none.ndim - 1)): (
             Snapshot.predict,
             model.key,
             (X.name, number, *(0,) * (X.ndim - 1)),
@@ -48,7 +48,7 @@ def predict_rows(snapshot: Snapshot, X: DaskArray) -> DaskArray:
         for number in range(X.numblocks[0])
     }
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[X, model])
-    return _array(graph, name, (X.chunks[0], *row.shape[1:]), row)
+    return _array(graph, name, (X.chunks[0], *none.shape[1:]), none)
 
 
 def predict_sequences(
@@ -113,18 +113,6 @@ def predict_sequences(
         )
     )
     return array, (hidden, cells)
-
-
-def output_of(snapshot: Snapshot, rows: Any) -> Array:
-    """Return what a model says of a few rows that stand for those to come."""
-    try:
-        return snapshot.predict(rows)
-    except Exception as error:
-        error.add_note(
-            f"(the model was called with {len(rows)} rows that stand for those of X, "
-            "to learn the shape and dtype of what it returns)"
-        )
-        raise
 
 
 def output_size(lstm: LSTM) -> int:

@@ -3,10 +3,9 @@
 from typing import Any, TypeAlias
 
 import dask.dataframe
-from dask.dataframe.utils import meta_nonempty
 
 from cupy_lstm.backend import Array
-from cupy_lstm.dask.arrays import DaskArray, output_of, predict_sequences, require_fit
+from cupy_lstm.dask.arrays import DaskArray, predict_sequences, require_fit
 from cupy_lstm.dask.models import Snapshot
 from cupy_lstm.layer import Layer
 
@@ -24,14 +23,13 @@ def predict_frame(snapshot: Snapshot, X: Frame) -> Frame:
     """
     if isinstance(snapshot.model, Layer):
         require_fit(X._meta.values, snapshot.model)
-    some = meta_nonempty(X._meta)
-    outputs = output_of(snapshot, _inputs(snapshot, some))
+    outputs = snapshot.predict(_inputs(snapshot, X._meta))
     if outputs.ndim > 2:
         raise ValueError(
             f"the model returns {outputs.ndim} axes, which make no dataframe: "
             "give it X.to_dask_array(lengths=True)"
         )
-    meta = _framed(outputs, some).iloc[:0]
+    meta = _framed(outputs, X._meta)
     return X.map_partitions(predict_partition, snapshot.task(), meta=meta)
 
 

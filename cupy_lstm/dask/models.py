@@ -107,6 +107,9 @@ class Snapshot:
     def predict(self, inputs: Any) -> Array:
         """Return what a layer or an estimator says of rows.
 
+        For none it is called with made-up ones: many a model refuses an empty array, and shape and
+        dtype of what it returns are wanted before there are any rows.
+
         Raises
         ------
         TypeError
@@ -114,6 +117,19 @@ class Snapshot:
         ValueError
             If it has not a row for each of them.
         """
+        if len(inputs):
+            return self._called(inputs)
+        some = _rows_like(inputs)
+        try:
+            return self._called(some)[:0]
+        except Exception as error:
+            error.add_note(
+                f"(the model was called with {len(some)} made-up rows to learn the shape and "
+                "dtype of what it returns)"
+            )
+            raise
+
+    def _called(self, inputs: Any) -> Array:
         with no_grad(), engine(self.engine):
             outputs = getattr(self.model, self.method)(inputs)
         if not is_array(outputs):
@@ -127,3 +143,12 @@ class Snapshot:
                 f"received shape {list(outputs.shape)}"
             )
         return outputs
+
+
+def _rows_like(nothing: Any) -> Any:
+    """Return a row or two of the kind of an array or a dataframe that has none."""
+    if is_array(nothing):
+        return array_module(nothing).zeros((1, *nothing.shape[1:]), nothing.dtype)
+    from dask.dataframe.utils import meta_nonempty  # there is no dataframe without this module
+
+    return meta_nonempty(nothing)
