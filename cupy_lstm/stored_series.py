@@ -106,7 +106,7 @@ class ParquetSeries:
     """Row groups kept in memory."""
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> None:
-        self._parquet = _parquet()
+        self._parquet = _needed("pyarrow.parquet", "a Parquet file")
         self._path = path
         self._metadata = self._parquet.read_metadata(path)
         schema = self._metadata.schema.to_arrow_schema()
@@ -179,26 +179,16 @@ def _dtype(kind: Any, name: str) -> "numpy.dtype[Any]":
     return dtype
 
 
-def _parquet() -> Any:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise ImportError(
-            f"a Parquet file needs pyarrow: pip install pyarrow; importing it failed with: {error}"
-        ) from error
-    return pyarrow.parquet
-
-
 def _opened_zarr(path: Path) -> Series:
-    try:
-        import zarr
-    except ImportError as error:
-        raise ImportError(
-            f"{path} is a folder, which a Zarr array needs zarr for: pip install zarr; "
-            f"importing it failed with: {error}"
-        ) from error
+    zarr = _needed("zarr", f"{path}, which is a folder and so a Zarr array,")
     try:
         array: Series = zarr.open_array(path, mode="r")
     except Exception as error:  # zarr's own kinds of errors, version by version
         raise ValueError(f"path is {path}, which holds no Zarr array: {error}") from error
     return array
+
+
+def _needed(name: str, purpose: str) -> Any:
+    from cupy_lstm.io.optional import optional_module  # the package of files is loaded on demand
+
+    return optional_module(name, purpose, name.partition(".")[0])

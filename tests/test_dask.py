@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import weakref
 
 import dask
 import dask.array as da
@@ -202,6 +203,25 @@ def callers(tasks):
     ]
 
 
+def test_one_thread_holds_a_chunk_at_a_time():
+    """Of rows as of steps: what Dask reads is swept before it reads on."""
+    alive, most = [], []
+
+    class Followed(np.ndarray):
+        pass
+
+    def load():
+        chunk = np.zeros((2, 5, 3), "float32").view(Followed)
+        alive.append(weakref.ref(chunk))
+        most.append(sum(part() is not None for part in alive))
+        return chunk
+
+    chunks = ((2, 2), (5,) * 10, (3,))
+    X = da.map_blocks(load, chunks=chunks, meta=np.empty((0, 0, 0), "float32"))
+    predict(LSTM(3, 4, seed=0), X).mean().compute()
+    assert len(most) == 20 and max(most) <= 2
+
+
 def test_the_engine_of_the_caller_runs_the_chunks():
     seen = set()
 
@@ -314,5 +334,5 @@ def test_without_dask_it_is_a_sentence():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1].startswith(
-        "ImportError: cupy_lstm.dask needs Dask: pip install 'cupy_lstm[dask]'; importing it failed"
+        "ImportError: cupy_lstm.dask needs dask: pip install 'cupy_lstm[dask]'; importing it failed"
     )

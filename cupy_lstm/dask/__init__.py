@@ -4,12 +4,9 @@ Dask is imported by this package alone, never by `cupy_lstm`. From below: `model
 to the workers and runs there, `arrays` and `frames` build the graphs, `prediction` is the face.
 """
 
-NEEDED = "cupy_lstm.dask needs Dask: pip install 'cupy_lstm[dask]'"
+from cupy_lstm.io.optional import optional_module
 
-try:
-    import dask.array  # noqa: F401  missed here, with a sentence, not below
-except ImportError as error:
-    raise ImportError(f"{NEEDED}; importing it failed with: {error}") from error
+optional_module("dask.array", "cupy_lstm.dask", "'cupy_lstm[dask]'")
 
 from cupy_lstm.dask.prediction import predict  # noqa: E402
 

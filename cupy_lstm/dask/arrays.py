@@ -48,7 +48,7 @@ def predict_rows(snapshot: Snapshot, X: DaskArray) -> DaskArray:
         for number in range(X.numblocks[0])
     }
     graph = HighLevelGraph.from_collections(name, tasks, dependencies=[X, model])
-    return _array(graph, name, (X.chunks[0], *none.shape[1:]), none)
+    return _array(graph, name, (X.chunks[0], *none.shape[1:]), none, none.dtype)
 
 
 def predict_sequences(
@@ -73,7 +73,11 @@ def predict_sequences(
         )
     require_fit(X._meta, lstm)
     _require_whole(X, [2])
-    require_one_direction(lstm, X.numblocks[time])
+    if lstm.num_directions == 2 and X.numblocks[time] > 1:
+        raise ValueError(
+            f"X has {X.numblocks[time]} chunks along time, but the LSTM is bidirectional and "
+            "begins at both ends: put all steps of a row into one chunk"
+        )
     rows, steps = X.chunks[batch], X.chunks[time]
     starts = [0, *accumulate(steps)]
     states = _states(initial_states, lstm, X, rows)
@@ -85,39 +89,30 @@ def predict_sequences(
     sweep, y, h, c = (f"lstm-{part}-{token}" for part in ("sweep", "y", "h", "c"))
     sweeps: dict[Any, Any] = {}
     outputs: dict[Any, Any] = {}
-    final_states: dict[str, dict[Any, Any]] = {h: {}, c: {}}
+    final: dict[str, dict[Any, Any]] = {h: {}, c: {}}
     for row in range(len(rows)):
         state: Any = [(array.name, 0, row, 0) for array in states] or None
+        length = [(array.name, row) for array in lengths]
         for step in range(len(steps)):
             place = (step, row, 0) if lstm.time_major else (row, step, 0)
-            length = [(array.name, row) for array in lengths]
-            which = [*length, starts[step], step == len(steps) - 1] if length else []
+            window = [*length, starts[step], step == len(steps) - 1] if length else []
             done = (sweep, *place)
-            sweeps[done] = (Snapshot.sweep_chunk, model.key, (X.name, *place), state, *which)
+            sweeps[done] = (Snapshot.sweep, model.key, (X.name, *place), state, *window)
             outputs[(y, *place)] = (itemgetter(0), done)
             # The next chunk needs the states alone: outputs do not travel to where it is swept.
             state = (f"{sweep}-states", *place)
             sweeps[state] = (itemgetter(1), done)
-        for index, name in enumerate(final_states):
-            final_states[name][(name, 0, row, 0)] = (itemgetter(index), state)
+        for index, name in enumerate(final):
+            final[name][(name, 0, row, 0)] = (itemgetter(index), state)
     graph = HighLevelGraph.from_collections(sweep, sweeps, dependencies=[X, model, *given])
 
-    sizes: list[Any] = [rows, rows, output_size(lstm) * lstm.num_directions]
+    (layers, P, dtype), (_, H, cell_dtype) = _state_kinds(lstm)
+    sizes: list[Any] = [rows, rows, lstm.num_directions * P]
     sizes[time] = steps
-    array = _array(_above(graph, sweep, y, outputs), y, sizes, X._meta, lstm.dtype)
-    layers = lstm.num_layers * lstm.num_directions
-    hidden, cells = (
-        _array(_above(graph, sweep, name, tasks), name, (layers, rows, size), X._meta, dtype)
-        for (name, tasks), (size, dtype) in zip(
-            final_states.items(), _state_kinds(lstm), strict=True
-        )
+    return _above(graph, sweep, y, outputs, sizes, X._meta, dtype), (
+        _above(graph, sweep, h, final[h], (layers, rows, P), X._meta, dtype),
+        _above(graph, sweep, c, final[c], (layers, rows, H), X._meta, cell_dtype),
     )
-    return array, (hidden, cells)
-
-
-def output_size(lstm: LSTM) -> int:
-    """Return P."""
-    return lstm.proj_size or lstm.hidden_size
 
 
 def require_fit(meta: Array, layer: Layer) -> None:
@@ -144,21 +139,6 @@ def require_fit(meta: Array, layer: Layer) -> None:
         )
 
 
-def require_one_direction(lstm: LSTM, chunks: int) -> None:
-    """Raise if an LSTM with a reverse direction would have to begin with the last of some chunks.
-
-    Raises
-    ------
-    ValueError
-        Then.
-    """
-    if lstm.num_directions == 2 and chunks > 1:
-        raise ValueError(
-            f"X has {chunks} chunks along time, but the LSTM is bidirectional and begins at both "
-            "ends: put all steps of a row into one chunk"
-        )
-
-
 def _require_whole(X: DaskArray, axes: Iterable[int]) -> None:
     for axis in axes:
         if X.numblocks[axis] > 1:
@@ -168,9 +148,10 @@ def _require_whole(X: DaskArray, axes: Iterable[int]) -> None:
             )
 
 
-def _state_kinds(lstm: LSTM) -> list[tuple[int, "numpy.dtype[Any]"]]:
-    """Return features and dtype of h and c."""
-    return [(output_size(lstm), lstm.dtype), (lstm.hidden_size, sum_dtype(lstm.dtype))]
+def _state_kinds(lstm: LSTM) -> list[tuple[int, int, "numpy.dtype[Any]"]]:
+    """Return L*D, features and dtype of h and of c."""
+    layers, H = lstm.num_layers * lstm.num_directions, lstm.hidden_size
+    return [(layers, lstm.proj_size or H, lstm.dtype), (layers, H, sum_dtype(lstm.dtype))]
 
 
 def _states(
@@ -180,10 +161,9 @@ def _states(
     if initial_states is None:
         return []
     _require_known("initial_states", *rows)
-    states = []
-    layers, batch = lstm.num_layers * lstm.num_directions, sum(rows)
     pair = checked_pair("initial_states", initial_states)
-    for index, (size, dtype) in enumerate(_state_kinds(lstm)):
+    states = []
+    for index, (layers, size, dtype) in enumerate(_state_kinds(lstm)):
         argument = f"initial_states[{index}] ({'hc'[index]})"
         array = _as_dask(argument, pair[index])
         if type(array._meta) is not type(X._meta):
@@ -193,10 +173,10 @@ def _states(
                 f"{argument} has dtype {array.dtype}, but must have {dtype}: "
                 f"convert it with .astype({str(dtype)!r})"
             )
-        if array.shape != (layers, batch, size):
+        if array.shape != (layers, sum(rows), size):
             raise ValueError(
                 f"{argument} has shape {list(array.shape)}, "
-                f"but must have shape [{layers}, {batch}, {size}]"
+                f"but must have shape [{layers}, {sum(rows)}, {size}]"
             )
         states.append(array.rechunk((layers, rows, size)))
     return states
@@ -240,20 +220,22 @@ def _as_dask(argument: str, value: object) -> DaskArray:
 
 
 def _above(
-    graph: HighLevelGraph, below: str, name: str, tasks: Mapping[Any, Any]
-) -> HighLevelGraph:
-    """Return a graph with one layer more, which depends on the layer `below` alone."""
-    return HighLevelGraph({**graph.layers, name: tasks}, {**graph.dependencies, name: {below}})
+    graph: HighLevelGraph,
+    below: str,
+    name: str,
+    tasks: Mapping[Any, Any],
+    sizes: Iterable[Any],
+    meta: Array,
+    dtype: Any,
+) -> DaskArray:
+    """Return the array of tasks that depend on the layer `below` of a graph alone."""
+    layers, dependencies = {**graph.layers, name: tasks}, {**graph.dependencies, name: {below}}
+    return _array(HighLevelGraph(layers, dependencies), name, sizes, meta, dtype)
 
 
 def _array(
-    graph: HighLevelGraph,
-    name: str,
-    sizes: Iterable[int | tuple[int, ...]],
-    meta: Array,
-    dtype: Any = None,
+    graph: HighLevelGraph, name: str, sizes: Iterable[Any], meta: Array, dtype: Any
 ) -> DaskArray:
-    """Return the array that the layer `name` computes; a size is one chunk."""
-    chunks = tuple((size,) if isinstance(size, int) else size for size in sizes)
-    dtype = meta.dtype if dtype is None else dtype
+    """Return the array that the layer `name` computes; a size is that of one chunk, or several."""
+    chunks = tuple(size if isinstance(size, tuple) else (size,) for size in sizes)
     return dask.array.Array(graph, name, chunks, meta=meta_from_array(meta, len(chunks), dtype))

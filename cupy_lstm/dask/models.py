@@ -66,14 +66,6 @@ class Snapshot:
         return delayed(self, name=name, traverse=False)
 
     def sweep(
-        self, inputs: Array, states: States | None = None, lengths: Any = None
-    ) -> tuple[Array, States]:
-        """Run an LSTM over sequences and return its outputs and final states."""
-        with no_grad(), engine(self.engine):
-            outputs, final_states = self.model(inputs, states, lengths)
-        return outputs, final_states
-
-    def sweep_chunk(
         self,
         inputs: Array,
         states: States | None = None,
@@ -81,7 +73,7 @@ class Snapshot:
         first: int = 0,
         is_last: bool = True,
     ) -> tuple[Array, States]:
-        """Run an LSTM over a chunk of longer sequences.
+        """Run an LSTM over a chunk of longer sequences; return its outputs and final states.
 
         Parameters
         ----------
@@ -102,7 +94,9 @@ class Snapshot:
             # Only what other chunks answer for is clamped: a wrong length still raises.
             lengths = lengths if first == 0 else xp.maximum(lengths - first, 0)
             lengths = lengths if is_last else xp.minimum(lengths, steps)
-        return self.sweep(inputs, states, lengths)
+        with no_grad(), engine(self.engine):
+            outputs, final_states = self.model(inputs, states, lengths)
+        return outputs, final_states
 
     def predict(self, inputs: Any) -> Array:
         """Return what a layer or an estimator says of rows.

@@ -23,10 +23,10 @@ def predict(
     """Apply a model to a dask array or dataframe, lazily, chunk by chunk.
 
     Nothing is computed here but, for a `Layer` or an estimator, one call with a made-up row or two
-    to learn what the model returns. The result belongs to the model as it is
-    now: a copy of it travels, in eval mode. It is one task of the graph, so each worker is sent it
-    once; Dask pickles tasks, and the workers need this package, too. The threads of a worker share
-    the copy, so a model of your own must not write to itself when it is called under `no_grad`.
+    to learn what the model returns. The result belongs to the model as it is now: a copy of it
+    travels, in eval mode. That is one task of the graph, so each worker is sent the model once;
+    Dask pickles tasks, and the workers need this package, too. The threads of a worker share the
+    copy, so a model of your own must not write to itself when it is called under `no_grad`.
 
     Parameters
     ----------
