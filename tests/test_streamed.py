@@ -216,6 +216,21 @@ def test_making_and_using_overlap():
     assert list(items) == [2, 3]
 
 
+def test_samples_in_a_npy_file_need_no_more_than_batches(tmp_path):
+    """A map of a file is an array: only the rows of a batch are read."""
+    np.save(tmp_path / "x.npy", SERIES)
+    mapped = open_series(tmp_path / "x.npy")
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+    for inputs, targets in Batches(mapped, mapped[:, 0], 64, shuffle=True, seed=0):
+        assert type(inputs) is type(targets) is np.ndarray
+    for x, expected in zip(
+        Batches(mapped, mapped, 64, shuffle=True, seed=0),
+        Batches(SERIES, SERIES, 64, shuffle=True, seed=0),
+        strict=True,
+    ):
+        assert all(map(np.array_equal, x, expected))
+
+
 class Broken:
     """A series that cannot be read beyond a step."""
 
