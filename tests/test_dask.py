@@ -13,7 +13,7 @@ import pytest
 from cases import CASES, assert_within_rule, build, make_lstm, naive, reference
 from face import Model, flat_equal, normal, raised
 
-from cupy_lstm import LSTM, BiRNN, Layer, Linear, LSTMCell, engine, no_grad
+from cupy_lstm import LSTM, BiRNN, Layer, Linear, LSTMCell, StatefulLSTM, engine, no_grad
 from cupy_lstm.dask import predict
 
 FORWARD = [case for case in CASES if not case.dropout]
@@ -263,6 +263,14 @@ def test_threads_share_a_model():
 
 
 NOT_TIME = da.zeros((4, 6, 3), chunks=(2, 6, 3), dtype="float32")
+
+
+def holding(layer):
+    model = Layer()
+    model.parts = [layer]
+    return model
+
+
 ERRORS = [
     (LSTM(3, 4), np.zeros((1, 2, 3)), {}, TypeError, "dask array or dataframe, received ndarray"),
     (object(), NOT_TIME, {}, TypeError, "an LSTM, a Layer, or have a method 'predict', received"),
@@ -309,6 +317,8 @@ ERRORS = [
         "X has chunks of unknown sizes, to which sequence_length cannot be cut",
     ),
     (Linear(3, 4), da.zeros((), dtype="float32"), {}, ValueError, "X has no axes"),
+    (StatefulLSTM(LSTM(3, 4)), NOT_TIME, {}, TypeError, "keeps states from one call to the next"),
+    (holding(StatefulLSTM(LSTM(3, 4))), NOT_TIME, {}, TypeError, "give predict its LSTM"),
 ]
 
 

@@ -1,5 +1,6 @@
 """Batches from stored series: the same as from memory, read ahead, within bounds of memory."""
 
+import itertools
 import sys
 import threading
 import time
@@ -13,6 +14,7 @@ from cupy_lstm import (
     LSTM,
     Adam,
     Batches,
+    Checkpoints,
     Layer,
     Linear,
     ParquetSeries,
@@ -166,6 +168,31 @@ def test_a_training_is_the_same_bit_for_bit(stored, ahead):
         fit(model, mse_loss, Adam(0.01, model.parameters()), batches, epochs=2, progress=False)
         weights.append([parameter.data for parameter in model.parameters()])
     assert all(map(np.array_equal, *weights))
+
+
+def test_a_training_goes_on_within_an_epoch(tmp_path):
+    """From a checkpoint, shuffled in blocks, bit for bit."""
+
+    def train(stop_at=None, folder=None):
+        calls = itertools.count(1)
+
+        def loss(prediction, target):
+            if next(calls) == stop_at:
+                raise KeyboardInterrupt
+            return mse_loss(prediction, target)
+
+        model = LastStep()
+        batches = StreamedBatches(
+            SERIES, 8, lambda w: (w[:, :-1], w[:, -1, :1]), 16, shuffle=True, seed=3, buffer=100
+        )
+        checkpoints = folder and Checkpoints(folder, every=5)
+        adam = Adam(0.01, model.parameters())
+        fit(model, loss, adam, batches, epochs=2, checkpoints=checkpoints, progress=False)
+        return [parameter.data for parameter in model.parameters()]
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stop_at=28, folder=tmp_path)
+    assert all(map(np.array_equal, train(folder=tmp_path), train()))
 
 
 def test_a_split_may_convert_and_weigh():

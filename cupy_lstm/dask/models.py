@@ -11,6 +11,7 @@ from cupy_lstm.backend import Array, array_module, is_array
 from cupy_lstm.layer import Layer
 from cupy_lstm.modes import engine, forced_engine, no_grad
 from cupy_lstm.parameter import unique_buffers
+from cupy_lstm.segments import StatefulLSTM
 
 States: TypeAlias = tuple[Array, Array]
 
@@ -40,12 +41,17 @@ class Snapshot:
         Raises
         ------
         TypeError
-            If it is neither a layer nor has the method.
+            If it is neither a layer nor has the method, or holds a `StatefulLSTM`.
         """
         if not isinstance(model, Layer) and not callable(getattr(model, method, None)):
             raise TypeError(
                 f"model must be an LSTM, a Layer, or have a method {method!r}, "
                 f"received {type(model).__name__}"
+            )
+        if _is_stateful(model):
+            raise TypeError(
+                "model keeps states from one call to the next (StatefulLSTM), but chunks come in "
+                "any order: give predict its LSTM, whose states it carries along time"
             )
         model = copy.deepcopy(model)
         if isinstance(model, Layer):
@@ -137,6 +143,14 @@ class Snapshot:
                 f"received shape {list(outputs.shape)}"
             )
         return outputs
+
+
+def _is_stateful(model: object) -> bool:
+    """Say whether a model writes to itself when it is called, as one layer of this package does."""
+    if not isinstance(model, Layer):
+        return False
+    children = (child for _, child in model.named_children())
+    return isinstance(model, StatefulLSTM) or any(map(_is_stateful, children))
 
 
 def _rows_like(nothing: Any) -> Any:
