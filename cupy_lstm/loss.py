@@ -1,7 +1,9 @@
 """Losses: a number to make small, and its gradient.
 
 Every loss takes a prediction and a target, and returns its mean with the gradient of that mean
-for the prediction. Nothing here synchronises: the mean stays on the device.
+for the prediction. With `weights`, one for each sample, it is the mean of each element's loss
+times the weight of its sample: not divided by the sum of the weights, so that batches of few
+samples remain fair shares of one sum. Nothing here synchronises: the mean stays on the device.
 """
 
 import numpy
@@ -11,7 +13,7 @@ from cupy_lstm.checks import checked_array, checked_number
 from cupy_lstm.interchange import array_beside
 
 
-def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+def mse_loss(prediction: Array, target: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Return the mean squared error and its gradient.
 
     Parameters
@@ -20,6 +22,8 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
         What the model says.
     target : array like `prediction`
         What it should say.
+    weights : array [B], optional
+        Factor of the loss of each sample, of the first axis; of the dtype of `prediction`.
 
     Returns
     -------
@@ -37,12 +41,10 @@ def mse_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
         If dtypes or shapes differ, the dtype is not floating, or there are no elements.
     """
     difference = _difference(prediction, target)
-    loss = _mean(difference * difference)
-    difference *= 2 / difference.size
-    return loss, _like(prediction, difference)
+    return _mean(prediction, difference * difference, 2 * difference, weights)
 
 
-def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
+def mae_loss(prediction: Array, target: Array, weights: Array | None = None) -> tuple[Array, Array]:
     """Return the mean absolute error and its gradient, which is 0 where they are equal.
 
     Parameters
@@ -51,6 +53,8 @@ def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
         What the model says.
     target : array like `prediction`
         What it should say.
+    weights : array [B], optional
+        Factor of the loss of each sample, of the first axis; of the dtype of `prediction`.
 
     Returns
     -------
@@ -65,12 +69,13 @@ def mae_loss(prediction: Array, target: Array) -> tuple[Array, Array]:
         As `mse_loss`.
     """
     difference = _difference(prediction, target)
-    gradient = array_module(difference).sign(difference)
-    gradient /= difference.size
-    return _mean(abs(difference)), _like(prediction, gradient)
+    sign = array_module(difference).sign(difference)
+    return _mean(prediction, abs(difference), sign, weights)
 
 
-def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Array, Array]:
+def huber_loss(
+    prediction: Array, target: Array, delta: float = 1.0, weights: Array | None = None
+) -> tuple[Array, Array]:
     """Return the mean Huber loss and its gradient.
 
     With the error e, an element's loss is e^2 / 2 up to abs(e) = delta, and goes on from there
@@ -85,6 +90,8 @@ def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Ar
     delta : float
         Where the line begins, positive, in units of the prediction. For another one in `fit`,
         give ``functools.partial(huber_loss, delta=0.5)``.
+    weights : array [B], optional
+        As of `mse_loss`.
 
     Returns
     -------
@@ -102,12 +109,12 @@ def huber_loss(prediction: Array, target: Array, delta: float = 1.0) -> tuple[Ar
     difference = _difference(prediction, target)
     slope = array_module(difference).clip(difference, -delta, delta)
     # Inside, slope = e gives e^2 / 2; outside, slope = +-delta gives delta * (|e| - delta / 2).
-    loss = _mean(slope * (difference - slope / 2))
-    slope /= difference.size
-    return loss, _like(prediction, slope)
+    return _mean(prediction, slope * (difference - slope / 2), slope, weights)
 
 
-def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
+def softmax_cross_entropy(
+    logits: Array, labels: Array, weights: Array | None = None
+) -> tuple[Array, Array]:
     """Return the mean cross entropy of softmax(logits) with integer labels, and its gradient.
 
     The largest logit of each row is subtracted first, so that no exponential overflows.
@@ -119,6 +126,8 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     labels : array [...], integer dtype
         The right class of each row, from 0 to C-1. On CuPy, where a check would synchronise, a
         label outside makes the loss NaN.
+    weights : array [B], optional
+        Factor of the loss of each sample, of the first axis; of the dtype of `logits`.
 
     Returns
     -------
@@ -154,17 +163,37 @@ def softmax_cross_entropy(logits: Array, labels: Array) -> tuple[Array, Array]:
     normaliser = exponentials.sum(axis=-1, keepdims=True)
     is_label = labels[..., None] == xp.arange(classes)
     picked = xp.where(is_label, shifted, 0).sum(axis=-1)
-    losses = xp.log(normaliser[..., 0]) - picked
-    loss = _mean(xp.where(is_label.any(axis=-1), losses, xp.nan))
-    gradient = exponentials / normaliser
-    gradient -= is_label.astype(gradient.dtype)
-    gradient /= labels.size
-    return loss, _like(logits, gradient)
+    losses = xp.where(is_label.any(axis=-1), xp.log(normaliser[..., 0]) - picked, xp.nan)
+    slopes = exponentials / normaliser
+    slopes -= is_label.astype(slopes.dtype)
+    return _mean(logits, losses, slopes, weights)
 
 
-def _mean(values: Array) -> Array:
+def _mean(
+    prediction: Array, losses: Array, slopes: Array, weights: Array | None
+) -> tuple[Array, Array]:
+    """Return the mean of losses, and its gradient like `prediction`.
+
+    Parameters
+    ----------
+    prediction : array [B, ...]
+        What they are losses of.
+    losses : array [B, ...]
+        The loss of each element, or of each row of classes.
+    slopes : array like `prediction`
+        Derivative of each loss.
+    weights : array [B], optional
+        Factor of each sample.
+    """
+    if weights is not None:
+        weights = checked_array(
+            "weights", weights, prediction, "the predictions", losses.shape[:1]
+        ).astype(losses.dtype, copy=False)
+        losses = losses * weights.reshape(weights.shape + (1,) * (losses.ndim - weights.ndim))
+        slopes = slopes * weights.reshape(weights.shape + (1,) * (slopes.ndim - weights.ndim))
     # NumPy's mean is a scalar; an array of shape () is what CuPy returns.
-    return array_module(values).asarray(values.mean())
+    mean = array_module(losses).asarray(losses.mean())
+    return mean, (slopes / losses.size).astype(prediction.dtype, copy=False)
 
 
 def _difference(prediction: Array, target: Array) -> Array:
@@ -173,10 +202,6 @@ def _difference(prediction: Array, target: Array) -> Array:
     target = checked_array("target", target, prediction, "the predictions", prediction.shape)
     sums = sum_dtype(prediction.dtype)
     return prediction.astype(sums, copy=False) - target.astype(sums, copy=False)
-
-
-def _like(prediction: Array, gradient: Array) -> Array:
-    return gradient.astype(prediction.dtype, copy=False)
 
 
 def _check_prediction(argument: str, array: Array) -> None:

@@ -17,8 +17,11 @@ from cupy_lstm.ranges import each_load
 from cupy_lstm.training_state import MeanLoss, TrainingState
 from cupy_lstm.windows import Inputs
 
-Loss: TypeAlias = Callable[[Array, Array], tuple[Array, Array]]
-"""A function of (prediction, target) to (mean over all elements, gradient of the prediction)."""
+Loss: TypeAlias = Callable[..., tuple[Array, Array]]
+"""A function of (prediction, target) to (mean over all elements, gradient of the prediction).
+
+It is also given ``weights=``, where batches have them.
+"""
 
 
 class Model(Protocol):
@@ -42,8 +45,11 @@ class Model(Protocol):
         """Switch to inference."""
 
 
-BatchesLike: TypeAlias = Iterable[tuple[Inputs, Array]]
-"""`Batches`, or anything else that yields (inputs, targets) each time it is iterated."""
+BatchesLike: TypeAlias = Iterable[tuple[Inputs, Array] | tuple[Inputs, Array, Array]]
+"""`Batches`, or anything else that yields (inputs, targets) each time it is iterated.
+
+With a weight for each sample, (inputs, targets, weights).
+"""
 
 
 def fit(
@@ -72,12 +78,13 @@ def fit(
         Called as ``model(*inputs)``, returns the prediction; ``model.backward(gradient)`` takes
         the gradient of it. `fit` leaves it in the mode in which it came.
     loss : callable
-        One of `cupy_lstm.loss`, or any function of (prediction, target) to (loss, gradient).
+        One of `cupy_lstm.loss`, or any function of (prediction, target) to (loss, gradient), that
+        takes ``weights=``, too, where the batches have them.
     optimizer : Optimizer
         Made for the parameters that shall change.
     batches : iterable of (inputs, targets)
         `Batches`, or another iterable that can be iterated once an epoch; inputs are an array or
-        a tuple of arrays.
+        a tuple of arrays. Batches of (inputs, targets, weights) weigh the loss of each sample.
     validation : iterable of (inputs, targets), optional
         Batches the model does not learn from.
     epochs : int
@@ -158,8 +165,8 @@ def _train(state: TrainingState, loss: Loss, saver: Saver) -> None:
     model, optimizer = state.model, state.optimizer
     model.train()
     for batch in state.remaining_batches():
-        prediction, target = _predict(model, batch)
-        value, gradient = _scaled(loss, prediction, target, optimizer.loss_scale)
+        prediction, target, weights = _predict(model, batch)
+        value, gradient = _scaled(loss, prediction, target, weights, optimizer.loss_scale)
         optimizer.clear_grad()
         model.backward(gradient)
         optimizer.step()
@@ -176,12 +183,15 @@ def _end_epoch(state: TrainingState, loss: Loss) -> EpochRecord:
     return state.end_epoch(training_loss, validation_loss)
 
 
-def _scaled(loss: Loss, prediction: Array, target: Array, scale: float) -> tuple[Array, Array]:
+def _scaled(
+    loss: Loss, prediction: Array, target: Array, weights: Array | None, scale: float
+) -> tuple[Array, Array]:
     """Return a loss and its gradient times `scale`, in float32 until the gradient is rounded."""
     dtype, sums = prediction.dtype, sum_dtype(prediction.dtype)
     if target.dtype == dtype:
         target = target.astype(sums, copy=False)
-    value, gradient = loss(prediction.astype(sums, copy=False), target)
+    weighting = {} if weights is None else {"weights": weights.astype(sums, copy=False)}
+    value, gradient = loss(prediction.astype(sums, copy=False), target, **weighting)
     if scale != 1:
         gradient = gradient * scale
     return value, gradient.astype(dtype, copy=False)
@@ -192,32 +202,33 @@ def _validate(model: Model, loss: Loss, batches: BatchesLike) -> MeanLoss:
     model.eval()
     with no_grad():
         for batch in each_load(batches):
-            prediction, target = _predict(model, batch)
-            value, _ = _scaled(loss, prediction, target, 1)
+            prediction, target, weights = _predict(model, batch)
+            value, _ = _scaled(loss, prediction, target, weights, 1)
             mean.add(value, target)
     return mean
 
 
-def _predict(model: Model, batch: object) -> tuple[Array, Array]:
-    """Return the prediction for a batch, and its target.
+def _predict(model: Model, batch: object) -> tuple[Array, Array, Array | None]:
+    """Return the prediction for a batch, its target, and the weights of its samples.
 
     Raises
     ------
     TypeError
-        If the batch is no pair, or the model returns no array.
+        If the batch is no pair or triple, or the model returns no array.
     """
-    if not isinstance(batch, tuple | list) or len(batch) != 2:
+    if not isinstance(batch, tuple | list) or len(batch) not in (2, 3):
         raise TypeError(
-            f"a batch must be a pair (inputs, targets), received {type(batch).__name__}"
+            "a batch must be a pair (inputs, targets) or a triple (inputs, targets, weights), "
+            f"received {type(batch).__name__}"
         )
-    inputs, target = batch
+    inputs, target, *weights = batch
     prediction = model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     if not is_array(prediction):
         raise TypeError(
             f"the model must return one array, received {type(prediction).__name__}: "
             "wrap it in a Layer that picks the output to train on"
         )
-    return prediction, target
+    return prediction, target, weights[0] if weights else None
 
 
 def _means_stop(verdict: object) -> bool:

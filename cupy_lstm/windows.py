@@ -88,6 +88,8 @@ class Batches:
         Seed of the orders; default: a fresh one from the operating system.
     drop_last : bool
         Whether to leave out a last batch of fewer samples.
+    weights : array [N], optional
+        Factor of each sample's loss; batches are (inputs, targets, weights) then.
 
     Attributes
     ----------
@@ -111,6 +113,7 @@ class Batches:
         shuffle: bool = False,
         seed: int | None = None,
         drop_last: bool = False,
+        weights: Array | None = None,
     ) -> None:
         named = {"inputs": inputs}
         if isinstance(inputs, tuple):
@@ -124,10 +127,15 @@ class Batches:
         targets = array_beside("targets", targets, several[0], "the inputs")
         _check_axes("targets", targets)
         _check_samples("targets", targets, several[0])
+        if weights is not None:
+            weights = array_beside("weights", weights, several[0], "the inputs")
+            _check_axes("weights", weights)
+            _check_samples("weights", weights, several[0])
         self.batch_size = checked_integer("batch_size", batch_size)
         self.seed = secrets.randbits(64) if seed is None else checked_integer("seed", seed, 0)
         self._inputs: Inputs = several if isinstance(inputs, tuple) else several[0]
         self._targets = targets
+        self._weights = weights
         self._shuffle = shuffle
         self._drop_last = drop_last
         self._epoch = 0
@@ -158,12 +166,15 @@ class Batches:
         whole, rest = divmod(samples, self.batch_size)
         return whole + bool(rest and not self._drop_last)
 
-    def __iter__(self) -> Iterator[tuple[Inputs, Array]]:
-        """Begin the next epoch: yield (inputs, targets), inputs as a tuple if given as one."""
+    def __iter__(self) -> Iterator[tuple[Inputs, Array] | tuple[Inputs, Array, Array]]:
+        """Begin the next epoch: yield (inputs, targets), inputs as a tuple if given as one.
+
+        With weights, yield (inputs, targets, weights).
+        """
         epoch, self._epoch = self._epoch, self._epoch + 1
         return self._batches(epoch)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Inputs, Array]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Inputs, Array] | tuple[Inputs, Array, Array]]:
         xp, samples = array_module(self._targets), self._targets.shape[0]
         order = None
         if self._shuffle:
@@ -173,7 +184,8 @@ class Batches:
             start = index * self.batch_size
             stop = min(start + self.batch_size, samples)
             rows = xp.arange(start, stop) if order is None else order[start:stop]
-            yield _chosen(self._inputs, rows), _chosen(self._targets, rows)
+            batch = _chosen(self._inputs, rows), _chosen(self._targets, rows)
+            yield batch if self._weights is None else (*batch, _chosen(self._weights, rows))
 
 
 def _chosen(arrays: Inputs, rows: Array) -> Inputs:

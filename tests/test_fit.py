@@ -142,6 +142,23 @@ def test_several_inputs_are_several_arguments():
     assert history.loss == [(3 * Linear(1, 1, dtype="float64", seed=0).weight.data.item() - 1) ** 2]
 
 
+def test_a_weighted_sample_is_a_repeated_one():
+    rng = np.random.default_rng(0)
+    x, y, times = rng.normal(size=(12, 3)), rng.normal(size=(12, 2)), rng.integers(0, 4, 12)
+    weighted = Batches(x, y, 12, weights=times * (12 / times.sum()))
+    repeated = Batches(x.repeat(times, 0), y.repeat(times, 0), times.sum())
+    losses, weights = [], []
+    for batches in (weighted, repeated):
+        model = Linear(3, 2, dtype="float64", seed=0)
+        optimizer = SGD(0.1, model.parameters())
+        history = quiet(model, mse_loss, optimizer, batches, batches, epochs=4)
+        losses.append(history.loss + history.validation_loss)
+        weights.append(model.weight.data)
+    # Sums of at most 24 terms of order one, in another order, four steps one after another.
+    assert abs(np.subtract(*losses)).max() <= 100 * np.finfo("float64").eps
+    assert abs(np.subtract(*weights)).max() <= 100 * np.finfo("float64").eps
+
+
 def test_losses_are_means_over_all_elements():
     model, batches, _, _ = linear_problem(batch_size=16)  # 16, 16 and 8 samples
     x, y = batches._inputs, batches._targets
@@ -352,8 +369,8 @@ MODEL = Linear(1, 1, dtype="float64", seed=0)
         ({"loss": "mse"}, TypeError, "loss must be callable, received 'mse'"),
         ({"optimizer": None}, TypeError, "optimizer must be an Optimizer, received None"),
         ({"model": LSTM(1, 1, dtype="float64")}, ValueError, "optimizer holds no parameter of"),
-        ({"batches": [ONE]}, TypeError, r"a batch must be a pair \(inputs, targets\), received"),
-        ({"batches": [(ONE, ONE, ONE)]}, TypeError, "a batch must be a pair .* received tuple"),
+        ({"batches": [ONE]}, TypeError, "a batch must be a pair .* received ndarray"),
+        ({"batches": [(ONE,) * 4]}, TypeError, "a batch must be a pair .* received tuple"),
         ({"model": lambda x: x}, TypeError, "model must be a layer .* received function"),
     ],
 )

@@ -91,6 +91,48 @@ def logits_and_labels(rng, shape, dtype="float64"):
     return rng.normal(0, 3, shape).astype(dtype), rng.integers(0, shape[-1], shape[:-1])
 
 
+@pytest.mark.parametrize("shape", [(7,), (4, 5), (2, 3, 4)], ids=str)
+@each_regression
+def test_weights_of_samples_in_a_regression(rng, loss, term, shape):
+    prediction, target = rng.normal(0, 2, shape), rng.normal(0, 2, shape)
+    weights = rng.uniform(0, 3, shape[0])
+    value, gradient = loss(prediction, target, weights=weights)
+    terms = [
+        w * term(e) for w, row in zip(weights, prediction - target, strict=True) for e in row.flat
+    ]
+    assert abs(value - math.fsum(terms) / len(terms)) <= 64 * np.finfo("float64").eps * value
+    assert_central_differences(lambda p: loss(p, target, weights=weights), prediction, gradient)
+
+
+@pytest.mark.parametrize("shape", [(5, 4), (2, 3, 6)], ids=str)
+def test_weights_of_samples_in_a_classification(rng, shape):
+    logits, labels = logits_and_labels(rng, shape)
+    weights = rng.uniform(0, 3, shape[0])
+    value, gradient = softmax_cross_entropy(logits, labels, weights)
+    rows = [softmax_cross_entropy(logits[k], np.asarray(labels[k]))[0] for k in range(len(labels))]
+    assert abs(value - np.mean(weights * rows)) <= 64 * np.finfo("float64").eps * value
+    assert_central_differences(
+        lambda p: softmax_cross_entropy(p, labels, weights), logits, gradient
+    )
+
+
+@each_dtype
+@each_regression
+def test_weights_of_one_change_nothing(rng, loss, term, dtype):
+    prediction, target = rng.normal(0, 2, (2, 4, 5)).astype(dtype)
+    for plain, weighted in zip(
+        loss(prediction, target), loss(prediction, target, weights=np.ones(4, dtype)), strict=True
+    ):
+        assert plain.dtype == weighted.dtype and np.array_equal(plain, weighted)
+
+
+@pytest.mark.parametrize("weights", [np.ones(3), np.ones((4, 5)), np.ones(4, "float32"), [1.0] * 4])
+@each_regression
+def test_weights_that_do_not_fit(loss, term, weights):
+    with pytest.raises((TypeError, ValueError), match="weights (has|must be)"):
+        loss(np.ones((4, 5)), np.ones((4, 5)), weights=weights)
+
+
 @each_dtype
 @pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "int64", "uint64"])
 @pytest.mark.parametrize("shape", [(3,), (5, 4), (2, 3, 6), (4, 1)], ids=str)

@@ -123,6 +123,11 @@ def test_two_iterations_at_once_are_two_epochs():
     assert np.concatenate([y for _, (_, y) in pairs]).tolist() == second
 
 
+def test_weights_go_with_their_samples():
+    for x, y, weights in Batches(X, Y, 4, shuffle=True, weights=Y / 2):
+        assert np.array_equal(weights, y / 2) and len(x) == len(weights)
+
+
 @pytest.mark.parametrize("inputs", [(X,), (X, -X), (X, Y, X)], ids=len)
 def test_several_inputs_come_as_a_tuple(inputs):
     for several, y in Batches(inputs, Y, 4, shuffle=True):
@@ -168,6 +173,12 @@ def test_windows_far_larger_than_memory_are_not_copied():
         (lambda: Batches((X, X[:3]), Y, 2), ValueError, r"inputs\[1\] has 3 samples, but inputs"),
         (lambda: Batches(np.array(1.0), Y, 2), ValueError, "inputs has no axes"),
         (lambda: Batches(X, np.array(1), 2), ValueError, "targets has no axes"),
+        (lambda: Batches(X, Y, 2, weights=Y[:9]), ValueError, "weights has 9 samples, but inputs"),
+        (
+            lambda: Batches(X, Y, 2, weights=[1] * 10),
+            TypeError,
+            "weights must be an array of numpy",
+        ),
         (lambda: Batches(X, Y, 0), ValueError, "batch_size must be at least 1, received 0"),
         (lambda: Batches(X, Y, 2.0), TypeError, "batch_size must be an integer, received 2.0"),
         (lambda: Batches(X, Y, 2, seed=-1), ValueError, "seed must be at least 0, received -1"),
