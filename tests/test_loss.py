@@ -129,7 +129,7 @@ def test_weights_of_one_change_nothing(rng, loss, term, dtype):
 @pytest.mark.parametrize("weights", [np.ones(3), np.ones((4, 5)), np.ones(4, "float32"), [1.0] * 4])
 @each_regression
 def test_weights_that_do_not_fit(loss, term, weights):
-    with pytest.raises((TypeError, ValueError), match="weights (has|must be)"):
+    with pytest.raises((TypeError, ValueError), match=r"weights (has|must be)"):
         loss(np.ones((4, 5)), np.ones((4, 5)), weights=weights)
 
 

@@ -1,0 +1,16 @@
+"""Estimators in the conventions of scikit-learn: fit and predict on sequences.
+
+From below: `sequences` takes in every form of input, `scaling` standardises, `samples` holds what
+a training learns from, `network` is the model, `picture` draws a training. On these stands `base`,
+whose `LSTMEstimator._train` is the one place that calls `cupy_lstm.training.fit`; on it a module
+for each estimator, and `storage`, their files. Needs the extra `sklearn`.
+"""
+
+from cupy_lstm.io.optional import optional_module
+
+optional_module("sklearn", "cupy_lstm.estimators", "'cupy_lstm[sklearn]'")
+
+from cupy_lstm.estimators.classifier import LSTMClassifier  # noqa: E402
+from cupy_lstm.estimators.regressor import LSTMRegressor  # noqa: E402
+
+__all__ = ["LSTMClassifier", "LSTMRegressor"]

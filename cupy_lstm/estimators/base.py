@@ -1,0 +1,363 @@
+"""What the estimators share: from any sequences and targets to a trained network, and back."""
+
+import copy
+from collections.abc import Iterable
+from math import inf
+from types import ModuleType
+from typing import Any, Self
+
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from cupy_lstm import training
+from cupy_lstm.backend import (
+    Array,
+    HostArray,
+    array_module,
+    import_module,
+    module_name,
+    require_same_place,
+)
+from cupy_lstm.checks import checked_boolean, checked_number
+from cupy_lstm.clip import ClipGradByGlobalNorm
+from cupy_lstm.estimators.network import SequenceNetwork
+from cupy_lstm.estimators.picture import draw_history
+from cupy_lstm.estimators.samples import Samples, checked_weights, split_rows
+from cupy_lstm.estimators.scaling import Scaling
+from cupy_lstm.estimators.sequences import Sequences, as_sequences
+from cupy_lstm.history import Callback, EpochRecord, History
+from cupy_lstm.modes import no_grad
+from cupy_lstm.optimizer import AdamW
+from cupy_lstm.schedule import Schedule
+
+BLOCK = 1024
+"""Sequences predicted at once, which bounds the memory of a prediction."""
+
+
+class LSTMEstimator(BaseEstimator):
+    """The base of the estimators; a subclass says what targets mean.
+
+    It fills in `_checked_targets`, `_learn_targets`, `_encoded_targets` and `_loss_function`, and
+    if need be `_strata` and `_sample_weights`. Its constructor lists its parameters, where
+    scikit-learn reads them, and passes those of this class on.
+
+    Attributes
+    ----------
+    network_ : SequenceNetwork
+        The trained model, in evaluation mode.
+    history_ : History
+        How the training went.
+    """
+
+    network_: SequenceNetwork
+    history_: History
+    n_features_in_: int
+    _columns: int | None  # as of `Sequences`
+    _scalings: dict[str, Scaling]  # of "inputs" and, in a regression, of "targets"
+    _optimizer: AdamW | None  # None: of a model that was loaded or moved
+    _order_seed: int
+
+    def __init__(
+        self,
+        *,
+        hidden_size: int,
+        num_layers: int,
+        direction: str,
+        dropout: float,
+        learning_rate: float | Schedule,
+        weight_decay: float,
+        clip_norm: float | None,
+        batch_size: int,
+        epochs: int,
+        patience: int | None,
+        validation_fraction: float,
+        standardize: bool,
+        dtype: Any,
+        random_state: Any,
+        callbacks: Iterable[Callback],
+        progress: bool,
+    ) -> None:
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.direction = direction
+        self.dropout = dropout
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.clip_norm = clip_norm
+        self.batch_size = batch_size
+        self.epochs = epochs
+        self.patience = patience
+        self.validation_fraction = validation_fraction
+        self.standardize = standardize
+        self.dtype = dtype
+        self.random_state = random_state
+        self.callbacks = callbacks
+        self.progress = progress
+
+    # --- what a subclass says -------------------------------------------------------------------
+
+    def _checked_targets(self, y: Any, sequences: Sequences) -> Array:
+        """Return the targets as an array [N, ...], or raise."""
+        raise NotImplementedError
+
+    def _learn_targets(self, y: Array, weights: Array, **known: Any) -> int:
+        """Learn what targets there are, from checked ones and what is known of them beforehand.
+
+        Return how many outputs they need.
+        """
+        raise NotImplementedError
+
+    def _encoded_targets(self, y: Array, sequences: Sequences) -> Array:
+        """Return checked targets as the loss takes them, where the sequences are."""
+        raise NotImplementedError
+
+    def _loss_function(self) -> training.Loss:
+        """Return the loss."""
+        raise NotImplementedError
+
+    def _strata(self, y: Array) -> HostArray | None:
+        """Return the group of each sample that a validation part shall have its share of."""
+        return None
+
+    def _sample_weights(self, y: Array, sample_weight: Any, sequences: Sequences) -> Array | None:
+        """Return the weight of each sample, of mean 1, where the sequences are; None: all 1."""
+        return None if sample_weight is None else checked_weights(sample_weight, sequences)
+
+    # --- fitting --------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, sequence_length: Any = None) -> Self:
+        """Learn from sequences and their targets, anew.
+
+        Parameters
+        ----------
+        X : array [N,T,I] or [N,k], or list of N arrays [T_n,I] or [T_n]
+            Sequences; [N,k] are k steps of one value. Arrays of NumPy train on the CPU, those of
+            CuPy on their GPU.
+        y : array-like [N] or [N,O]
+            The target of each sequence.
+        sample_weight : array-like [N], optional
+            Weight of each sample: 2 counts as two of it.
+        sequence_length : array-like of int [N], optional
+            Valid steps of each row of an array X; what lies beyond is never used.
+
+        Returns
+        -------
+        estimator
+            Itself; unchanged if anything was wrong.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If a parameter, X or y does not fit.
+        FloatingPointError
+            If the loss becomes infinite or not a number: the learning rate is too large, or, on
+            a GPU, where values are not looked at, X or y holds such a value.
+        """
+        fraction = checked_number("validation_fraction", self.validation_fraction, high=1)
+        fresh = copy.copy(self)
+        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=3).tolist()
+        sequences = as_sequences(X, sequence_length)
+        y = fresh._checked_targets(y, sequences)
+        samples = fresh._begin(X, sequences, y, sample_weight, seeds[0], seeds[1])
+        rows, others = split_rows(len(samples), fraction, seeds[2], fresh._strata(y))
+        validation = samples.take(others) if len(others) else None
+        samples = samples if validation is None else samples.take(rows)
+        fresh.history_ = fresh._train(
+            samples, validation, epochs=self.epochs, patience=self.patience
+        )
+        self.__dict__ = fresh.__dict__
+        return self
+
+    def _go_on(
+        self, X: Any, y: Any, sample_weight: Any, sequence_length: Any, **known: Any
+    ) -> Self:
+        """Learn from more samples in one pass; begin if nothing was learnt yet."""
+        fresh = copy.copy(self)
+        sequences = as_sequences(X, sequence_length)
+        if hasattr(self, "network_"):
+            self._check_form(X, sequences)
+            y = fresh._checked_targets(y, sequences)
+            weights = fresh._sample_weights(y, sample_weight, sequences)
+            samples = fresh._samples(sequences, y, weights)
+            if self._optimizer is None:
+                fresh._optimizer = fresh._new_optimizer()
+        else:
+            seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2).tolist()
+            y = fresh._checked_targets(y, sequences)
+            samples = fresh._begin(X, sequences, y, sample_weight, *seeds, **known)
+            fresh.history_ = History()
+        fresh.history_ = history = copy.deepcopy(fresh.history_)
+        epoch = len(history.loss)
+        more = fresh._train(samples, None, epochs=1, patience=None, first_epoch=epoch)
+        loss, rate = more.loss[0], more.learning_rate[0]
+        is_best = loss < min(history.loss, default=inf)
+        history.add(EpochRecord(epoch, loss, None, rate, is_best))
+        self.__dict__ = fresh.__dict__
+        return self
+
+    def _begin(
+        self,
+        X: Any,
+        sequences: Sequences,
+        y: Array,
+        sample_weight: Any,
+        network_seed: int,
+        order_seed: int,
+        **known: Any,
+    ) -> Samples:
+        """Learn what inputs and targets look like, make a network, and return the samples."""
+        xp, features = array_module(sequences.values), sequences.values.shape[-1]
+        weights = self._sample_weights(y, sample_weight, sequences)
+        shares = xp.ones(len(sequences)) if weights is None else weights
+        self._scalings = {"inputs": Scaling.none(features, xp)}
+        if checked_boolean("standardize", self.standardize):
+            steps = shares[:, None] * sequences.valid()
+            self._scalings["inputs"] = Scaling.of(sequences.values, steps)
+        outputs = self._learn_targets(y, shares, **known)
+        self.network_ = self._new_network(features, outputs, xp, network_seed)
+        self._optimizer = self._new_optimizer()
+        self._order_seed = order_seed
+        self._columns = sequences.columns
+        if sequences.columns is None:
+            self.n_features_in_ = features
+            self.__dict__.pop("feature_names_in_", None)
+        else:
+            validate_data(self, X, skip_check_array=True)
+        return self._samples(sequences, y, weights)
+
+    def _samples(self, sequences: Sequences, y: Array, weights: Array | None) -> Samples:
+        dtype = self.network_.dtype
+        return Samples(
+            self._scalings["inputs"].apply(sequences.values, dtype),
+            sequences.lengths,
+            self._encoded_targets(y, sequences),
+            None if weights is None else weights.astype(dtype),
+        )
+
+    def _new_network(
+        self, features: int, outputs: int, xp: str | ModuleType, seed: int
+    ) -> SequenceNetwork:
+        return SequenceNetwork(
+            features,
+            outputs,
+            hidden_size=self.hidden_size,
+            num_layers=self.num_layers,
+            direction=self.direction,
+            dropout=self.dropout,
+            dtype=self.dtype,
+            xp=xp,
+            seed=seed,
+        ).eval()
+
+    def _new_optimizer(self) -> AdamW:
+        return AdamW(
+            self.learning_rate,
+            self.network_.parameters(),
+            weight_decay=self.weight_decay,
+            grad_clip=None if self.clip_norm is None else ClipGradByGlobalNorm(self.clip_norm),
+        )
+
+    def _train(
+        self,
+        samples: Samples,
+        validation: Samples | None,
+        *,
+        epochs: int,
+        patience: int | None,
+        first_epoch: int = 0,
+    ) -> History:
+        """Train the network: every training of an estimator goes through here."""
+        assert self._optimizer is not None
+        batches = samples.batches(self.batch_size, shuffle=True, seed=self._order_seed)
+        batches.epoch = first_epoch
+        return training.fit(
+            self.network_,
+            self._loss_function(),
+            self._optimizer,
+            batches,
+            None if validation is None else validation.batches(BLOCK),
+            epochs=epochs,
+            patience=patience,
+            callbacks=self.callbacks,
+            progress=self.progress,
+        )
+
+    # --- what was learnt ------------------------------------------------------------------------
+
+    def _outputs(self, X: Any, sequence_length: Any) -> Array:
+        """Return the outputs of the network, [N,O] in its dtype, where X is."""
+        check_is_fitted(self, "network_")
+        sequences = as_sequences(X, sequence_length)
+        self._check_form(X, sequences)
+        network, scaling, blocks = self.network_, self._scalings["inputs"], []
+        with no_grad():
+            for start in range(0, len(sequences), BLOCK):
+                rows = sequences.rows(start, start + BLOCK)
+                blocks.append(network(scaling.apply(rows.values, network.dtype), rows.lengths))
+        return array_module(*blocks).concatenate(blocks)
+
+    def _check_form(self, X: Any, sequences: Sequences) -> None:
+        """Raise unless sequences are of the form of those of the fit, and where the weights are."""
+        if (sequences.columns is None) != (self._columns is None):
+            forms = ("X[samples, steps, features]", "X[samples, steps]")
+            fitted, found = forms[self._columns is not None], forms[sequences.columns is not None]
+            raise ValueError(f"the estimator was fitted on {fitted}, but received {found}")
+        if sequences.columns is not None:
+            validate_data(self, X, skip_check_array=True, reset=False)
+        elif sequences.values.shape[-1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {sequences.values.shape[-1]} features, but {type(self).__name__} is "
+                f"expecting {self.n_features_in_} features as input"
+            )
+        weight = self.network_.head.weight.data
+        require_same_place("X", sequences.values, weight, "the weights")
+
+    def to(self, xp: str | ModuleType) -> Self:
+        """Move what was learnt, in place; what the optimiser knew for `partial_fit` is lost.
+
+        Parameters
+        ----------
+        xp : module or str
+            ``numpy`` or ``cupy``: where X is from now on.
+
+        Returns
+        -------
+        estimator
+            Itself.
+
+        Raises
+        ------
+        ImportError, RuntimeError
+            If CuPy is asked for and cannot be imported, or finds no GPU.
+        NotFittedError
+            If nothing was learnt yet.
+        """
+        check_is_fitted(self, "network_")
+        module = import_module(module_name(xp))
+        self.network_.to(xp)
+        self._scalings = {name: scaling.to(module) for name, scaling in self._scalings.items()}
+        self._optimizer = None
+        return self
+
+    def plot_history(self, ax: Any = None) -> Any:
+        """Draw the losses of the training over its epochs.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to; default: a new figure of pyplot.
+
+        Returns
+        -------
+        Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        NotFittedError
+            If nothing was learnt yet.
+        """
+        check_is_fitted(self, "network_")
+        return draw_history(self.history_, ax)

@@ -1,0 +1,120 @@
+"""What a training learns from: inputs, targets and weights of samples, all in one place."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy
+
+from cupy_lstm.backend import Array, HostArray, array_module, is_array, require_same_place
+from cupy_lstm.estimators.sequences import Sequences
+from cupy_lstm.interchange import adopted
+from cupy_lstm.windows import Batches
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Samples as the network and the loss take them.
+
+    Attributes
+    ----------
+    inputs : array [N,T,I]
+        Standardised, in the dtype of the network.
+    lengths : int64 array [N] or None
+        Valid steps.
+    targets : array [N] or [N,O]
+        As the loss takes them.
+    weights : array [N] or None
+        Of mean 1.
+    """
+
+    inputs: Array
+    lengths: Array | None
+    targets: Array
+    weights: Array | None
+
+    def __len__(self) -> int:
+        """Number of samples."""
+        return len(self.inputs)
+
+    def take(self, rows: HostArray) -> "Samples":
+        """Return copies of the samples with these numbers."""
+        there = array_module(self.inputs).asarray(rows)
+        return Samples(
+            *(
+                None if array is None else array[there]
+                for array in (self.inputs, self.lengths, self.targets, self.weights)
+            )
+        )
+
+    def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Batches:
+        """Return them in batches for `cupy_lstm.training.fit`."""
+        inputs = (self.inputs,) if self.lengths is None else (self.inputs, self.lengths)
+        return Batches(
+            inputs, self.targets, batch_size, shuffle=shuffle, seed=seed, weights=self.weights
+        )
+
+
+def split_rows(
+    count: int, fraction: float, seed: int, strata: HostArray | None
+) -> tuple[HostArray, HostArray]:
+    """Return the numbers of the samples to learn from, and of those to validate on.
+
+    Parameters
+    ----------
+    count : int
+        Number of samples.
+    fraction : float
+        Share of the second part, rounded down to whole samples.
+    seed : int
+        Seed of the choice.
+    strata : array [count] of int, optional
+        Group of each sample: every group is shared out by the same fraction, as far as that goes.
+    """
+    order = numpy.random.default_rng(seed).permutation(count)
+    if strata is not None:
+        order = order[numpy.argsort(strata[order], kind="stable")]
+    wanted = int(fraction * count)
+    chosen = ((numpy.arange(wanted) + 0.5) * count / max(wanted, 1)).astype(int)
+    is_chosen = numpy.zeros(count, bool)
+    is_chosen[order[chosen]] = True
+    return numpy.flatnonzero(~is_chosen), numpy.flatnonzero(is_chosen)
+
+
+def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
+    """Return weights of samples, scaled to mean 1, as a float64 array [N] where the sequences are.
+
+    Raises
+    ------
+    TypeError
+        If they are no numbers, or not where the sequences are.
+    ValueError
+        If they are not one for each sequence; on the host, if one is negative or infinite or not
+        a number, or all are zero.
+    """
+    values, count = sequences.values, len(sequences)
+    weights: Any = adopted("sample_weight", sample_weight, values, "X")
+    if not is_array(weights):
+        weights = numpy.asarray(weights)
+    if isinstance(values, numpy.ndarray) or not isinstance(weights, numpy.ndarray):
+        require_same_place("sample_weight", weights, values, "X")
+    if weights.dtype.kind not in "biuf":
+        raise TypeError(f"sample_weight must hold numbers, received dtype {weights.dtype}")
+    if weights.shape != (count,):
+        raise ValueError(
+            f"sample_weight has shape {list(weights.shape)}, but must have shape [{count}], one "
+            "weight for each sample. Sample weights must be 1D array or scalar"
+        )
+    if isinstance(weights, numpy.ndarray) and not (
+        numpy.isfinite(weights).all() and (weights >= 0).all() and weights.any()
+    ):
+        raise ValueError(
+            "sample_weight must hold finite weights that are not negative, and not all zero"
+        )
+    weights = array_module(values).asarray(weights, dtype="float64")
+    return weights * (count / weights.sum())
+
+
+def check_count(argument: str, array: Array, sequences: Sequences) -> None:
+    """Raise a ValueError unless there is one row of `array` for each sequence."""
+    if len(array) != len(sequences):
+        raise ValueError(f"{argument} has {len(array)} samples, but X has {len(sequences)}")
