@@ -1,99 +1,34 @@
 """What the estimators share: from any sequences and targets to a trained network, and back."""
 
 import copy
-from collections.abc import Iterable
 from math import inf
-from types import ModuleType
 from typing import Any, Self
 
-from sklearn.base import BaseEstimator
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cupy_lstm import training
-from cupy_lstm.backend import (
-    Array,
-    HostArray,
-    array_module,
-    import_module,
-    module_name,
-    require_same_place,
-)
+from cupy_lstm.backend import Array, HostArray, array_module, require_same_place
 from cupy_lstm.checks import checked_boolean, checked_number
 from cupy_lstm.clip import ClipGradByGlobalNorm
-from cupy_lstm.estimators.network import SequenceNetwork
-from cupy_lstm.estimators.picture import draw_history
+from cupy_lstm.estimators.fitted import NetworkEstimator
 from cupy_lstm.estimators.samples import Samples, checked_weights, split_rows
 from cupy_lstm.estimators.scaling import Scaling
 from cupy_lstm.estimators.sequences import Sequences, as_sequences
-from cupy_lstm.history import Callback, EpochRecord, History
+from cupy_lstm.history import EpochRecord, History
 from cupy_lstm.modes import no_grad
 from cupy_lstm.optimizer import AdamW
-from cupy_lstm.schedule import Schedule
 
 BLOCK = 1024
 """Sequences predicted at once, which bounds the memory of a prediction."""
 
 
-class LSTMEstimator(BaseEstimator):
+class LSTMEstimator(NetworkEstimator):
     """The base of the estimators; a subclass says what targets mean.
 
-    It fills in `_checked_targets`, `_learn_targets`, `_encoded_targets` and `_loss_function`, and
-    if need be `_strata` and `_sample_weights`. Its constructor lists its parameters, where
-    scikit-learn reads them, and passes those of this class on.
-
-    Attributes
-    ----------
-    network_ : SequenceNetwork
-        The trained model, in evaluation mode.
-    history_ : History
-        How the training went.
+    It fills in `_checked_targets`, `_learn_targets`, `_encoded_targets`, `_loss_function`,
+    `_described_targets` and `_restore_targets`, and if need be `_strata` and `_sample_weights`.
     """
-
-    network_: SequenceNetwork
-    history_: History
-    n_features_in_: int
-    _columns: int | None  # as of `Sequences`
-    _scalings: dict[str, Scaling]  # of "inputs" and, in a regression, of "targets"
-    _optimizer: AdamW | None  # None: of a model that was loaded or moved
-    _order_seed: int
-
-    def __init__(
-        self,
-        *,
-        hidden_size: int,
-        num_layers: int,
-        direction: str,
-        dropout: float,
-        learning_rate: float | Schedule,
-        weight_decay: float,
-        clip_norm: float | None,
-        batch_size: int,
-        epochs: int,
-        patience: int | None,
-        validation_fraction: float,
-        standardize: bool,
-        dtype: Any,
-        random_state: Any,
-        callbacks: Iterable[Callback],
-        progress: bool,
-    ) -> None:
-        self.hidden_size = hidden_size
-        self.num_layers = num_layers
-        self.direction = direction
-        self.dropout = dropout
-        self.learning_rate = learning_rate
-        self.weight_decay = weight_decay
-        self.clip_norm = clip_norm
-        self.batch_size = batch_size
-        self.epochs = epochs
-        self.patience = patience
-        self.validation_fraction = validation_fraction
-        self.standardize = standardize
-        self.dtype = dtype
-        self.random_state = random_state
-        self.callbacks = callbacks
-        self.progress = progress
 
     # --- what a subclass says -------------------------------------------------------------------
 
@@ -235,21 +170,6 @@ class LSTMEstimator(BaseEstimator):
             None if weights is None else weights.astype(dtype),
         )
 
-    def _new_network(
-        self, features: int, outputs: int, xp: str | ModuleType, seed: int
-    ) -> SequenceNetwork:
-        return SequenceNetwork(
-            features,
-            outputs,
-            hidden_size=self.hidden_size,
-            num_layers=self.num_layers,
-            direction=self.direction,
-            dropout=self.dropout,
-            dtype=self.dtype,
-            xp=xp,
-            seed=seed,
-        ).eval()
-
     def _new_optimizer(self) -> AdamW:
         return AdamW(
             self.learning_rate,
@@ -312,52 +232,3 @@ class LSTMEstimator(BaseEstimator):
             )
         weight = self.network_.head.weight.data
         require_same_place("X", sequences.values, weight, "the weights")
-
-    def to(self, xp: str | ModuleType) -> Self:
-        """Move what was learnt, in place; what the optimiser knew for `partial_fit` is lost.
-
-        Parameters
-        ----------
-        xp : module or str
-            ``numpy`` or ``cupy``: where X is from now on.
-
-        Returns
-        -------
-        estimator
-            Itself.
-
-        Raises
-        ------
-        ImportError, RuntimeError
-            If CuPy is asked for and cannot be imported, or finds no GPU.
-        NotFittedError
-            If nothing was learnt yet.
-        """
-        check_is_fitted(self, "network_")
-        module = import_module(module_name(xp))
-        self.network_.to(xp)
-        self._scalings = {name: scaling.to(module) for name, scaling in self._scalings.items()}
-        self._optimizer = None
-        return self
-
-    def plot_history(self, ax: Any = None) -> Any:
-        """Draw the losses of the training over its epochs.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            Where to; default: a new figure of pyplot.
-
-        Returns
-        -------
-        Axes
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        NotFittedError
-            If nothing was learnt yet.
-        """
-        check_is_fitted(self, "network_")
-        return draw_history(self.history_, ax)

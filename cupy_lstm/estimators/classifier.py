@@ -15,6 +15,7 @@ from cupy_lstm.estimators.base import LSTMEstimator
 from cupy_lstm.estimators.samples import check_count
 from cupy_lstm.estimators.scores import accuracy_on_device
 from cupy_lstm.estimators.sequences import Sequences
+from cupy_lstm.estimators.storage import labels_as_json, labels_from_json
 from cupy_lstm.history import Callback
 from cupy_lstm.interchange import adopted
 from cupy_lstm.loss import softmax_cross_entropy
@@ -251,6 +252,12 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         return (
             factors if weights is None else factors * weights * (len(y) / (factors * weights).sum())
         )
+
+    def _described_targets(self) -> dict[str, Any]:
+        return labels_as_json(self.classes_)
+
+    def _restore_targets(self, description: dict[str, Any]) -> None:
+        self.classes_ = labels_from_json(description)
 
     def _loss_function(self) -> Loss:
         return softmax_cross_entropy

@@ -243,6 +243,14 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
             )
         return self._scalings["targets"].apply(y.reshape(len(y), -1), self.network_.dtype)
 
+    def _described_targets(self) -> dict[str, Any]:
+        return {"shape": self._target_shape, "dtype": self._target_dtype}
+
+    def _restore_targets(self, description: dict[str, Any]) -> None:
+        self._target_shape = tuple(description["shape"])
+        self._target_dtype = description["dtype"]
+        self.n_outputs_ = len(self._scalings["targets"].mean)
+
     def _loss_function(self) -> Loss:
         if callable(self.loss):
             return self.loss
