@@ -211,7 +211,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         """
         predicted = self.predict(X, sequence_length)
         if isinstance(predicted, numpy.ndarray):
-            return float(accuracy_score(to_host(y), predicted, sample_weight=sample_weight))
+            return float(accuracy_score(y, predicted, sample_weight=sample_weight))
         return accuracy_on_device(y, predicted, sample_weight)
 
     def _checked_targets(self, y: Any, sequences: Sequences) -> HostArray:

@@ -8,15 +8,15 @@ from sklearn.base import RegressorMixin
 from sklearn.metrics import r2_score
 from sklearn.utils import Tags, check_array
 
-from cupy_lstm.backend import Array
+from cupy_lstm.backend import Array, is_array, require_same_place
 from cupy_lstm.checks import checked_choice
 from cupy_lstm.estimators.base import LSTMEstimator
 from cupy_lstm.estimators.samples import check_count
 from cupy_lstm.estimators.scaling import Scaling
 from cupy_lstm.estimators.scores import r2_on_device
-from cupy_lstm.estimators.sequences import FLOATS, Sequences
+from cupy_lstm.estimators.sequences import FLOATS, Sequences, as_floats
 from cupy_lstm.history import Callback
-from cupy_lstm.interchange import array_beside
+from cupy_lstm.interchange import adopted
 from cupy_lstm.loss import huber_loss, mae_loss, mse_loss
 from cupy_lstm.schedule import Schedule
 from cupy_lstm.training import Loss
@@ -215,11 +215,12 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
             raise ValueError(
                 f"{type(self).__name__} requires y to be passed, but the target y is None"
             )
+        y = adopted("y", y)
+        if is_array(y) or not isinstance(values, numpy.ndarray):
+            require_same_place("y", y, values, "the sequences")
         if isinstance(values, numpy.ndarray):
             y = check_array(y, dtype=FLOATS, ensure_2d=False, input_name="y")
-        else:
-            y = array_beside("y", y, values, "X")
-            y = y if y.dtype.name in FLOATS else y.astype("float64")
+        y = as_floats("y", y)
         if y.ndim not in (1, 2) or not y.size:
             raise ValueError(
                 f"y has shape {list(y.shape)}, but must have shape [samples] or [samples, outputs]"

@@ -92,11 +92,11 @@ def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
         a number, or all are zero.
     """
     values, count = sequences.values, len(sequences)
-    weights: Any = adopted("sample_weight", sample_weight, values, "X")
+    weights: Any = adopted("sample_weight", sample_weight, values, "the sequences")
     if not is_array(weights):
         weights = numpy.asarray(weights)
     if isinstance(values, numpy.ndarray) or not isinstance(weights, numpy.ndarray):
-        require_same_place("sample_weight", weights, values, "X")
+        require_same_place("sample_weight", weights, values, "the sequences")
     if weights.dtype.kind not in "biuf":
         raise TypeError(f"sample_weight must hold numbers, received dtype {weights.dtype}")
     if weights.shape != (count,):

@@ -5,12 +5,12 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import Array, array_module
-from cupy_lstm.interchange import array_beside
+from cupy_lstm.interchange import adopted, array_beside
 
 
 def accuracy_on_device(y: Any, predicted: Array, sample_weight: Any) -> float:
     """Return the share of labels that are predicted, as `sklearn.metrics.accuracy_score`."""
-    y = array_beside("y", y, predicted, "the predictions")
+    y = array_module(predicted).asarray(adopted("y", y))  # labels may be on the host, as in a fit
     return float(_average(y == predicted, sample_weight))
 
 

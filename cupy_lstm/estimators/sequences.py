@@ -87,7 +87,7 @@ def as_sequences(X: Any, sequence_length: Any = None) -> Sequences:
             estimator="the estimator",
             input_name="X",
         )
-    values = _as_floats("X", X)
+    values = as_floats("X", X)
     if values.ndim not in (2, 3):
         raise ValueError(
             f"X has shape {list(X.shape)}, but must have shape [samples, steps, features], or "
@@ -118,7 +118,7 @@ def _padded(X: Sequence[Any]) -> Sequences:
     arrays: list[Array] = []
     for index, item in enumerate(X):
         name = f"X[{index}]"
-        array = _as_floats(name, adopted(name, item))
+        array = as_floats(name, adopted(name, item))
         array = array[:, None] if array.ndim == 1 else array
         first = arrays[0] if arrays else array
         require_same_place(name, array, first, "the sequences before")
@@ -144,7 +144,8 @@ def _padded(X: Sequence[Any]) -> Sequences:
     return sequences
 
 
-def _as_floats(name: str, array: Any) -> Array:
+def as_floats(name: str, array: Any) -> Array:
+    """Return an array of real numbers in one of `FLOATS`, or raise a TypeError."""
     if not is_array(array):
         raise TypeError(f"{name} must be an array of numbers, received {type(array).__name__}")
     if array.dtype.name in FLOATS:
