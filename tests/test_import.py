@@ -22,6 +22,7 @@ OPTIONAL = [
     "pyarrow",
     "safetensors",
     "scipy",
+    "sklearn",
     "statsmodels",
     "torch",
     "tqdm",
@@ -45,6 +46,15 @@ def test_the_bridge_without_pytorch_is_a_sentence():
     assert done.stderr.splitlines()[-1].startswith(
         "ImportError: cupy_lstm.torch needs PyTorch 2.4 or later (https://pytorch.org): importing "
         "it failed with: "
+    )
+
+
+def test_the_estimators_without_scikit_learn_are_a_sentence():
+    code = "import sys; sys.modules['sklearn'] = None; import cupy_lstm.estimators"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].startswith(
+        "ImportError: cupy_lstm.estimators needs sklearn: pip install 'cupy_lstm[sklearn]'; "
     )
 
 

@@ -221,7 +221,7 @@ class NetworkEstimator(BaseEstimator):
             for name in ("inputs", "targets")
             if f"{name}.mean" in tensors
         }
-        features, outputs = weights["lstm.weight_ih_l0"].shape[1], weights["head.weight"].shape[1]
+        features, outputs = len(tensors["inputs.mean"]), weights["head.weight"].shape[1]
         self.network_ = self._new_network(features, outputs, xp, seed=0)
         missing, _ = self.network_.set_state_dict(weights)
         if missing:

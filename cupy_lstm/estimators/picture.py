@@ -27,7 +27,8 @@ def draw_history(history: History, ax: Any = None) -> Any:
         colour = VALIDATION if history.validation_loss else TRAINING
         ax.plot(best, watched[best], "o", color=colour, label=f"best {name}, epoch {best}")
     ax.set(xlabel="epoch", ylabel="loss")
-    if min(history.loss + history.validation_loss) > 0:
+    losses = history.loss + history.validation_loss
+    if max(losses) > 10 * min(losses) > 0:
         ax.set_yscale("log")
     ax.grid(alpha=0.3, linewidth=0.6)
     ax.spines[["top", "right"]].set_visible(False)
