@@ -41,7 +41,7 @@ def digits():
 def test_digits_are_read_row_by_row(digits):
     X, X_test, y, y_test = digits
     classifier = LSTMClassifier(
-        48, direction="bidirectional", learning_rate=0.01, epochs=20, random_state=0
+        48, direction="bidirectional", learning_rate=0.015, epochs=8, random_state=0
     )
     assert classifier.fit(X, y).score(X_test, y_test) >= 0.97
     probabilities = classifier.predict_proba(X_test)
