@@ -98,22 +98,26 @@ def test_scores_are_those_of_scikit_learn(cupy, weights):
     assert abs(classifier.score(X, labels, weights) - expected) <= 64 * eps("float64")
 
 
-def test_steps_of_one_value_and_lists(cupy):
-    X, y, labels = problem()
-    table, labels = cupy.asarray(X[..., 0]), list(labels)
-    words = np.array(["a", "b"])[np.equal(labels, 5).astype(int)]
-    for options in ({}, {"direction": "bidirectional", "standardize": False}):
-        classifier = LSTMClassifier(**OPTIONS, **options).fit(table, labels)
-        assert classifier.n_features_in_ == 5
-        assert isinstance(classifier.predict(table), cupy.ndarray)
-        assert classifier.score(table, labels) == classifier.score(table, cupy.asarray(labels))
-    named = LSTMClassifier(**OPTIONS, **options).fit(table, words)
+def test_steps_of_one_value(cupy):
+    """With labels on the host: of numbers and of words, which CuPy has not."""
+    X, _, labels = problem()
+    table, words = cupy.asarray(X[..., 0]), np.where(labels == 5, "b", "a")
+    options = OPTIONS | {"direction": "bidirectional", "standardize": False}
+    numbers = LSTMClassifier(**options).fit(table, list(labels))
+    assert numbers.n_features_in_ == 5
+    assert isinstance(numbers.predict(table), cupy.ndarray)
+    named = LSTMClassifier(**options).fit(table, words)
     assert isinstance(named.predict(table), np.ndarray)
-    assert named.score(table, words) == classifier.score(table, labels)
+    score = named.score(table, words)
+    assert score == numbers.score(table, list(labels)) == numbers.score(table, cupy.asarray(labels))
+
+
+def test_lists(cupy):
+    X, y, _ = problem()
     parts = [cupy.asarray(x[:n]) for x, n in zip(X, LENGTHS, strict=True)]
-    padded = cupy.asarray(X)
-    one = LSTMRegressor(**OPTIONS).fit(parts, cupy.asarray(y)).predict(parts)
-    other = LSTMRegressor(**OPTIONS).fit(padded, cupy.asarray(y), sequence_length=LENGTHS)
+    padded, y = cupy.asarray(X), cupy.asarray(y)
+    one = LSTMRegressor(**OPTIONS).fit(parts, y).predict(parts)
+    other = LSTMRegressor(**OPTIONS).fit(padded, y, sequence_length=LENGTHS)
     assert one.get().tobytes() == other.predict(padded, LENGTHS).get().tobytes()
 
 
