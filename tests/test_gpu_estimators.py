@@ -4,7 +4,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from gpu_cases import eps
+from gpu_cases import eps, storage
 from gpu_on_cpu import record
 from gpu_on_cpu.driver.recorder import Copy
 from sklearn.metrics import r2_score
@@ -125,7 +125,7 @@ def test_lists(cupy):
 def test_other_dtypes(cupy, dtype):
     estimator = fitted(LSTMRegressor, cupy, dtype)
     assert estimator.network_.dtype.name == dtype
-    predicted = estimator.predict(cupy.asarray(problem()[0]))
+    predicted = estimator.predict(cupy.asarray(problem()[0]).astype(storage(dtype)))
     assert predicted.dtype == "float32" and cupy.isfinite(predicted).all()
 
 

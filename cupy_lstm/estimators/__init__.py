@@ -1,9 +1,10 @@
 """Estimators in the conventions of scikit-learn: fit and predict on sequences.
 
 From below: `sequences` takes in every form of input, `scaling` standardises, `samples` holds what
-a training learns from, `network` is the model, `picture` draws a training. On these stands `base`,
-whose `LSTMEstimator._train` is the one place that calls `cupy_lstm.training.fit`; on it a module
-for each estimator, and `storage`, their files. Needs the extra `sklearn`.
+a training learns from, `network` is the model, `storage` its file, `picture` draws a training,
+`scores` are those on a GPU. `fitted` is an estimator as an object; on it stands `base`, whose
+`LSTMEstimator._train` is the one place that calls `cupy_lstm.training.fit`; on that a module for
+each estimator. All need the extra `sklearn`.
 """
 
 from cupy_lstm.io.optional import optional_module

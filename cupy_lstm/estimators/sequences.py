@@ -146,13 +146,14 @@ def _padded(X: Sequence[Any]) -> Sequences:
 
 def as_floats(name: str, array: Any) -> Array:
     """Return an array of real numbers in one of `FLOATS`, or raise a TypeError."""
+    halves = ("float16", "bfloat16")
     if not is_array(array):
         raise TypeError(f"{name} must be an array of numbers, received {type(array).__name__}")
     if array.dtype.name in FLOATS:
         return array
-    if array.dtype.kind not in "biuf":
+    if array.dtype.kind not in "biuf" and array.dtype.name not in halves:
         raise TypeError(f"{name} must be an array of real numbers, received dtype {array.dtype}")
-    return array.astype("float64")
+    return array.astype("float32" if array.dtype.name in halves else "float64")
 
 
 def _check_finite(sequences: Sequences) -> None:
