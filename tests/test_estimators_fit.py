@@ -160,6 +160,19 @@ def test_balanced_classes():
     assert abs(balanced - dearer).max() <= 64 * np.finfo("float32").eps
 
 
+def test_weights_count_by_their_ratios_in_a_fit_and_as_they_are_in_a_part():
+    options = SMALL | {"batch_size": 90, "epochs": 1, "validation_fraction": 0}
+    light, heavy = np.full(90, 0.25), np.ones(90)
+    fits, parts = (
+        [
+            getattr(LSTMRegressor(**options), method)(PADDED, MEANS, weights).history_.loss[0]
+            for weights in (light, heavy)
+        ]
+        for method in ("fit", "partial_fit")
+    )
+    assert fits[0] == fits[1] == parts[1] == 4 * parts[0]
+
+
 # --- validation, stopping, being told ------------------------------------------------------------
 
 

@@ -56,7 +56,7 @@ class LSTMEstimator(NetworkEstimator):
         return None
 
     def _sample_weights(self, y: Array, sample_weight: Any, sequences: Sequences) -> Array | None:
-        """Return the weight of each sample, of mean 1, where the sequences are; None: all 1."""
+        """Return the weight of each sample, float64, where the sequences are; None: all 1."""
         return None if sample_weight is None else checked_weights(sample_weight, sequences)
 
     # --- fitting --------------------------------------------------------------------------------
@@ -94,7 +94,7 @@ class LSTMEstimator(NetworkEstimator):
         seeds = check_random_state(self.random_state).randint(2**31 - 1, size=3).tolist()
         sequences = as_sequences(X, sequence_length)
         y = fresh._checked_targets(y, sequences)
-        samples = fresh._begin(X, sequences, y, sample_weight, seeds[0], seeds[1])
+        samples = fresh._begin(X, sequences, y, sample_weight, seeds[0], seeds[1]).normalised()
         rows, others = split_rows(len(samples), fraction, seeds[2], fresh._strata(y))
         validation = samples.take(others) if len(others) else None
         samples = samples if validation is None else samples.take(rows)
@@ -167,7 +167,7 @@ class LSTMEstimator(NetworkEstimator):
             self._scalings["inputs"].apply(sequences.values, dtype),
             sequences.lengths,
             self._encoded_targets(y, sequences),
-            None if weights is None else weights.astype(dtype),
+            weights,
         )
 
     def _new_optimizer(self) -> AdamW:

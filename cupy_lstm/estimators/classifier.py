@@ -111,7 +111,8 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         """Learn from more samples in one pass over them.
 
         The first call, of an estimator that is not fitted, standardises by its samples, and so do
-        all later ones. There is no validation part.
+        all later ones. There is no validation part. Weights count as they are, while `fit` scales
+        them to a mean of 1.
 
         Parameters
         ----------
@@ -249,9 +250,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
             return weights
         factors = compute_sample_weight(self.class_weight, y)
         factors = super()._sample_weights(y, factors, sequences)
-        return (
-            factors if weights is None else factors * weights * (len(y) / (factors * weights).sum())
-        )
+        return factors if weights is None else factors * weights
 
     def _described_targets(self) -> dict[str, Any]:
         return labels_as_json(self.classes_)

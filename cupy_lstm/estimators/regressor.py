@@ -144,7 +144,8 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         """Learn from more samples in one pass over them.
 
         The first call, of an estimator that is not fitted, standardises by its samples, and so do
-        all later ones. There is no validation part.
+        all later ones. There is no validation part. Weights count as they are, while `fit` scales
+        them to a mean of 1.
 
         Parameters
         ----------

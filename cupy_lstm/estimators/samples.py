@@ -1,6 +1,6 @@
 """What a training learns from: inputs, targets and weights of samples, all in one place."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy
@@ -23,8 +23,8 @@ class Samples:
         Valid steps.
     targets : array [N] or [N,O]
         As the loss takes them.
-    weights : array [N] or None
-        Of mean 1.
+    weights : float64 array [N] or None
+        Factor of the loss of each sample; None: 1.
     """
 
     inputs: Array
@@ -45,6 +45,12 @@ class Samples:
                 for array in (self.inputs, self.lengths, self.targets, self.weights)
             )
         )
+
+    def normalised(self) -> "Samples":
+        """Return them with weights of mean 1, so that only their ratios count."""
+        if self.weights is None:
+            return self
+        return replace(self, weights=self.weights * (len(self) / self.weights.sum()))
 
     def batches(self, batch_size: int, *, shuffle: bool = False, seed: int = 0) -> Batches:
         """Return them in batches for `cupy_lstm.training.fit`."""
@@ -81,7 +87,7 @@ def split_rows(
 
 
 def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
-    """Return weights of samples, scaled to mean 1, as a float64 array [N] where the sequences are.
+    """Return weights of samples as a float64 array [N] where the sequences are.
 
     Raises
     ------
@@ -110,8 +116,7 @@ def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
         raise ValueError(
             "sample_weight must hold finite weights that are not negative, and not all zero"
         )
-    weights = array_module(values).asarray(weights, dtype="float64")
-    return weights * (count / weights.sum())
+    return array_module(values).asarray(weights, dtype="float64")
 
 
 def check_count(argument: str, array: Array, sequences: Sequences) -> None:
