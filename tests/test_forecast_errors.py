@@ -9,7 +9,8 @@ import pytest
 from forecasting import SMALL, Bench, table
 from safetensors.numpy import load_file, save_file
 
-from cupy_lstm.forecast.storage import FORMAT
+from cupy_lstm.estimators import LSTMForecaster
+from cupy_lstm.estimators.storage import FORMAT
 
 COLUMNS = ["--time", "date", "--target", "load"]
 
@@ -157,7 +158,7 @@ def test_a_loss_that_is_no_number_is_a_sentence(bench, monkeypatch):
     def diverge(*arguments, **options):
         raise FloatingPointError("the training loss of epoch 3 is nan")
 
-    monkeypatch.setattr("cupy_lstm.forecast.experiment.fit", diverge)
+    monkeypatch.setattr("cupy_lstm.forecast.learning.fit", diverge)
     outcome = bench.run(*SMALL, "--quiet", data=table())
     expect_refusal(bench, outcome, "the training loss of epoch 3 is nan")
 
@@ -276,7 +277,7 @@ def test_too_little_memory(bench, monkeypatch):
     def exhaust(*arguments, **options):
         raise MemoryError("cannot allocate 8 TiB")
 
-    monkeypatch.setattr("cupy_lstm.forecast.experiment.Forecaster", exhaust)
+    monkeypatch.setattr("cupy_lstm.forecast.learning.ForecastModel", exhaust)
     outcome = bench.run(*SMALL, "--quiet", data=table())
     expect_refusal(bench, outcome, "not enough memory: cannot allocate 8 TiB")
 
@@ -286,23 +287,61 @@ def test_missing_packages(bench, monkeypatch):
     expect_refusal(
         bench,
         bench.run("--series", "co2"),
-        "pandas, matplotlib, tqdm, safetensors, statsmodels must be installed: "
+        "pandas, matplotlib, tqdm, safetensors, scikit-learn, statsmodels must be installed: "
         "pip install 'cupy_lstm[forecast]'",
     )
-    expect_refusal(bench, bench.run("--data", "x.parquet", *COLUMNS), "safetensors, pyarrow must")
+    expect_refusal(bench, bench.run("--data", "x.parquet", *COLUMNS), "scikit-learn, pyarrow must")
 
 
-def rewritten(model, weights=None, **changes):
-    """Write the model again, with other weights or another configuration."""
+def rewritten(model, arrays=None, notes=None, **changes):
+    """Write the model again, with other arrays, notes or other parts of its description."""
     size = struct.unpack("<Q", model.read_bytes()[:8])[0]
     metadata = json.loads(model.read_bytes()[8 : 8 + size])["__metadata__"]
-    metadata[FORMAT] = json.dumps(json.loads(metadata[FORMAT]) | changes)
-    save_file(load_file(model) if weights is None else weights(load_file(model)), model, metadata)
+    description = json.loads(metadata[FORMAT])
+    description["notes"] |= notes or {}
+    metadata[FORMAT] = json.dumps(description | changes)
+    save_file(load_file(model) if arrays is None else arrays(load_file(model)), model, metadata)
 
 
 def without(name):
-    return lambda weights: {key: value for key, value in weights.items() if key != name}
+    return lambda arrays: {key: value for key, value in arrays.items() if key != name}
 
+
+def other(name, change):
+    return lambda arrays: arrays | {name: numpy.ascontiguousarray(change(arrays[name]))}
+
+
+DAMAGED_ARRAYS = {
+    "weight missing": (without("head.bias"), ["head.bias"]),
+    "first weight missing": (without("lstm.weight_hh_l0"), ["lstm.weight_hh_l0"]),
+    "no layers": (without("lstm.weight_ih_l0"), ["lstm.weight_ih_l0"]),
+    "no scale": (without("scale"), ["scale"]),
+    "weight unknown": (lambda arrays: arrays | {"z": numpy.ones(1)}, ["unknown: z"]),
+    "weight infinite": (other("head.bias", lambda a: a / 0), ["head.bias holds infinity or NaN"]),
+    "weight of double precision": (
+        other("head.bias", lambda a: a.astype("f8")),
+        ["bias has dtype float32, received float64"],
+    ),
+    "scale of single precision": (
+        other("scale", lambda a: a.astype("f4")),
+        ["scale, centre, last_rows and half_widths must be float64"],
+    ),
+    "other size": (
+        other("last_rows", lambda a: numpy.repeat(a, 2, axis=2)),
+        ["the shapes of scale, centre, last_rows and half_widths do not fit"],
+    ),
+    "other horizon": (
+        other("half_widths", lambda a: numpy.repeat(a, 2, axis=1)),
+        ["weights do not have the size that its other arrays say"],
+    ),
+    "other hidden size": (
+        other("head.weight", lambda a: a[:-1]),
+        ["weights do not have the size that its other arrays say"],
+    ),
+    "no axes": (other("last_rows", lambda a: a[0, 0, 0].reshape(())), ["is damaged"]),
+    "negative scale": (other("scale", lambda a: -a), ["scale must be positive"]),
+    "negative half width": (other("half_widths", lambda a: -a), ["half_widths not negative"]),
+}
 
 MODELS = {
     "missing": (lambda model: model.unlink(), ["cannot read", "No such file"]),
@@ -314,38 +353,48 @@ MODELS = {
     ),
     "not ours": (
         lambda model: save_file({"a": numpy.ones(3)}, model),
-        ["is not a model that this command has written"],
+        ["holds no estimator that this version of cupy_lstm has written"],
     ),
-    "weight missing": (
-        lambda model: rewritten(model, without("head.bias")),
-        ["is a damaged model", "head.bias"],
+    "not of the command": (
+        lambda model: LSTMForecaster.load(model).save(model, notes={}),
+        ["was not written by this command: LSTMForecaster.load reads it"],
     ),
-    "first weight missing": (
-        lambda model: rewritten(model, without("lstm.weight_hh_l0")),
-        ["is a damaged model", "lstm.weight_hh_l0"],
+    "no parameters": (lambda model: rewritten(model, parameters=None), ["is damaged"]),
+    "unknown parameter": (
+        lambda model: rewritten(model, parameters={"depth": 3}),
+        ["is damaged", "unexpected keyword argument 'depth'"],
     ),
-    "weight unknown": (
-        lambda model: rewritten(model, lambda weights: weights | {"z": numpy.ones(1)}),
-        ["is a damaged model", "unknown: z"],
+    "unknown view": (lambda model: rewritten(model, view="shades"), ["no view 'shades'"]),
+    "unknown form": (lambda model: rewritten(model, form="heap"), ["cannot have the form 'heap'"]),
+    "rows of too many series": (
+        lambda model: rewritten(model, training_rows=[72, 72]),
+        ["training_rows must be 1 numbers"],
     ),
-    "weight infinite": (
-        lambda model: rewritten(model, lambda w: w | {"head.bias": w["head.bias"] / 0}),
-        ["weights that are not finite"],
+    "no history": (lambda model: rewritten(model, history={"loss": 1, "gain": 2}), ["is damaged"]),
+    "unknown note": (
+        lambda model: rewritten(model, notes={"extra": 1}),
+        ["its notes lack fields or have unknown ones"],
     ),
-    "weight of double precision": (
-        lambda model: rewritten(model, lambda w: w | {"head.bias": w["head.bias"].astype("f8")}),
-        ["is a damaged model", "bias has dtype float32, received float64"],
+    "unknown series": (
+        lambda model: rewritten(model, notes={"built_in": "gdp"}),
+        ["its notes contradict themselves"],
     ),
-    "other size": (lambda model: rewritten(model, hidden_size=10**9), ["do not have the size"]),
-    "other columns": (
-        lambda model: rewritten(model, columns=["load", "heat"]),
-        ["contradicts itself"],
+    "columns that are no names": (
+        lambda model: rewritten(model, notes={"features": 3}),
+        ["its notes contradict themselves"],
     ),
-    "no columns": (lambda model: rewritten(model, columns=3), ["is a damaged model"]),
-    "negative scale": (lambda model: rewritten(model, scale=[-1.0]), ["contradicts itself"]),
-    "no number": (lambda model: rewritten(model, level=float("nan")), ["contradicts itself"]),
-    "unknown field": (lambda model: rewritten(model, extra=1), ["lacks fields or has unknown"]),
-    "unknown series": (lambda model: rewritten(model, built_in="gdp"), ["contradicts itself"]),
+    "more columns than it forecasts": (
+        lambda model: rewritten(model, notes={"targets": ["load", "heat"]}),
+        ["its notes contradict what it has learned"],
+    ),
+    "step that is no number": (
+        lambda model: rewritten(model, notes={"step": float("nan")}),
+        ["its notes contradict themselves"],
+    ),
+    **{
+        name: (lambda model, arrays=arrays: rewritten(model, arrays), ["is damaged", *words])
+        for name, (arrays, words) in DAMAGED_ARRAYS.items()
+    },
 }
 
 

@@ -3,19 +3,24 @@
 import numpy
 import pytest
 
-from cupy_lstm.forecast import storage
 from cupy_lstm.forecast.baselines import MAX_PERIOD, baselines, estimate_period
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.evaluation import (
     Score,
     change_scale,
+    check_rows,
     coverage,
     interval_half_widths,
+    origins_between,
     score,
     split_rows,
+    training_rows,
 )
-from cupy_lstm.forecast.model import BATCH, Forecaster
+from cupy_lstm.forecast.model import ForecastModel
+from cupy_lstm.forecast.norms import Norms
+from cupy_lstm.forecast.panel import read_panel
 from cupy_lstm.forecast.report import score_lines
+from cupy_lstm.forecast.sight import BATCH, OriginBatches, Sight, forecast_from
 from cupy_lstm.forecast.spacing import infer_spacing, show_time
 from cupy_lstm.io.files import write_together
 
@@ -88,7 +93,7 @@ SPACINGS = {
 @pytest.mark.parametrize("name", SPACINGS)
 def test_spacing_is_found_and_continued(name):
     times, words, expected = SPACINGS[name]
-    spacing = infer_spacing(times, "when")
+    spacing = infer_spacing(times, "column 'when'")
     assert str(spacing) == words
     future = spacing.after(times[-1], 2)
     assert future.dtype == times.dtype
@@ -110,7 +115,7 @@ def test_spacing_is_found_and_continued(name):
 )
 def test_irregular_times_are_refused(times):
     with pytest.raises(DataError, match=r"column 'when' are not regularly spaced: row \d"):
-        infer_spacing(times, "when")
+        infer_spacing(times, "column 'when'")
 
 
 @pytest.mark.parametrize(
@@ -123,27 +128,35 @@ def test_irregular_times_are_refused(times):
     ],
 )
 def test_length_of_a_spacing(times, seconds):
-    assert infer_spacing(times, "when").length == pytest.approx(seconds, rel=1e-12)
+    assert infer_spacing(times, "column 'when'").length == pytest.approx(seconds, rel=1e-12)
 
 
 @pytest.mark.parametrize("rows", [20, 21, 22, 23, 24, 97])
 def test_parts_hold_their_forecasts_and_cover_all_rows(rows):
     split = split_rows(rows, context=8, horizon=4)
-    assert split.training_origins[0] == 8
-    assert split.training_origins[-1] + 4 == split.validation == split.validation_origins[0]
-    assert split.validation_origins[-1] + 4 == split.test == split.test_origins[0]
-    assert split.test_origins[-1] + 4 == rows
+    assert 8 + 4 <= split.validation == training_rows(split.test, 0.25)
+    assert split.validation + 4 <= split.test <= split.end - 4
+    assert split.end == rows
+    assert abs(5 * split.validation - 3 * rows) < 10
+    assert abs(5 * split.test - 4 * rows) < 5
+
+
+def test_origins_leave_room_for_their_steps():
+    assert origins_between(8, 14, 4).tolist() == [8, 9, 10]
+    assert origins_between(8, 12, 4).tolist() == [8]
 
 
 def test_too_few_rows_are_told_how_many_would_do():
-    for context, horizon in ((1, 1), (8, 4), (3, 19), (40, 2), (5, 30)):
-        for rows in range(1, 400):
-            try:
-                split_rows(rows, context, horizon)
-                break
-            except DataError as error:
-                message = str(error)
-        assert f"{rows} rows would do" in message
+    checks = (split_rows, lambda rows, *sizes: check_rows("y", rows, 0.1, *sizes))
+    for check in checks:
+        for context, horizon in ((1, 1), (8, 4), (3, 19), (40, 2), (5, 30)):
+            for rows in range(1, 500):
+                try:
+                    check(rows, context, horizon)
+                    break
+                except DataError as error:
+                    message = str(error)
+            assert f"{rows} rows would do" in message
 
 
 def test_baselines_read_nothing_from_their_origin_on():
@@ -219,13 +232,15 @@ def test_interval_covers_what_it_promises():
     assert abs(coverage(unseen, numpy.zeros_like(unseen), half_widths) - 0.9) < spread
 
 
-@pytest.mark.parametrize("centre", [None, [3.0, -1.0]])
-def test_gradients_of_the_model(centre):
+@pytest.mark.parametrize("view", ["changes", "levels"])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_gradients_of_the_model(view, layers):
     generator = numpy.random.default_rng(0)
-    model = Forecaster([2.0, 0.5], 3, 4, centre=centre, seed=1).to(dtype="float64")
+    model = ForecastModel(2, 3, 4, num_layers=layers, view=view, seed=1).to(dtype="float64")
     windows = generator.normal(size=(5, 6, 2))
+    norms = generator.normal(size=(5, 2)), generator.uniform(0.5, 2, size=(5, 2))
     weights = generator.normal(size=(5, 3))
-    model(windows)
+    model(windows, *norms)
     model.backward(weights)
     step = 1e-6
     for name, parameter in model.named_parameters():
@@ -235,54 +250,64 @@ def test_gradients_of_the_model(centre):
             sums = []
             for sign in (1, -1):
                 parameter.data[index] = value + sign * step
-                sums.append((model(windows) * weights).sum())
+                sums.append((model(windows, *norms) * weights).sum())
             parameter.data[index] = value
             numeric[index] = (sums[0] - sums[1]) / (2 * step)
         # The truncation of a central difference is of order step^2, its rounding eps / step.
         numpy.testing.assert_allclose(parameter.grad, numeric, rtol=0, atol=1e-8, err_msg=name)
 
 
+def sight_of(*series, context=6, scale=2.0, centre=0.0):
+    """Return what a model sees of some series without features, all of the same norms."""
+    panel, _ = read_panel(list(series), None, 3)
+    norms = Norms(*numpy.full((2, len(series), 1), [[[scale]], [[centre]]]))
+    return Sight(panel, norms, context)
+
+
 def test_a_model_of_changes_does_not_see_the_level():
-    generator = numpy.random.default_rng(0)
     # Whole numbers, so that the level comes and goes without rounding.
-    windows = generator.integers(-50, 50, size=(4, 6, 1)).astype("float64")
-    model = Forecaster([2.0], 3, 4, seed=1)
-    assert (model.forecast(windows + 1000) == model.forecast(windows) + 1000).all()
-    levels = Forecaster([2.0], 3, 4, centre=[0.0], seed=1)
-    assert (levels.forecast(windows + 1) != levels.forecast(windows) + 1).any()
+    series = numpy.random.default_rng(0).integers(-50, 50, size=20).astype("float64")
+    origins = numpy.arange(6, 18)
+
+    def forecast(view, level):
+        model = ForecastModel(1, 3, 4, view=view, seed=1)
+        return forecast_from(model, sight_of(series + level), origins)
+
+    assert (forecast("changes", 1000) == forecast("changes", 0) + 1000).all()
+    assert (forecast("levels", 1) != forecast("levels", 0) + 1).any()
+
+
+def test_a_model_of_levels_sees_them_from_the_centre_of_the_series():
+    series = numpy.random.default_rng(0).integers(-50, 50, size=20).astype("float64")
+    model, origins = ForecastModel(1, 3, 4, view="levels", seed=1), numpy.arange(6, 18)
+    moved = forecast_from(model, sight_of(series + 1000, centre=1000.0), origins)
+    assert (moved == forecast_from(model, sight_of(series), origins) + 1000).all()
 
 
 def test_a_long_forecast_is_made_in_blocks():
-    windows = numpy.random.default_rng(0).normal(size=(BATCH + 3, 4, 1))
-    model = Forecaster([2.0], 2, 3, seed=1)
-    whole = model.forecast(windows)
+    sight = sight_of(numpy.random.default_rng(0).normal(size=BATCH + 9))
+    model, origins = ForecastModel(1, 2, 3, view="changes", seed=1), numpy.arange(6, BATCH + 9)
+    whole = forecast_from(model, sight, origins)
     assert whole.shape == (BATCH + 3, 2)
-    numpy.testing.assert_array_equal(whole[BATCH:], model.forecast(windows[BATCH:]))
+    numpy.testing.assert_array_equal(whole[BATCH:], forecast_from(model, sight, origins[BATCH:]))
 
 
-def test_a_model_comes_back_as_it_was(tmp_path):
-    configuration = storage.Configuration(
-        source="somewhere",
-        built_in=None,
-        time="when",
-        columns=("a", "b"),
-        spacing="month",
-        step=2629746.0,
-        context=6,
-        horizon=3,
-        hidden_size=4,
-        seed=2**62,
-        scale=(0.1, 1 / 3),
-        centre=(1e-300, -2.5),
-        level=0.9,
-        half_widths=(0.0, 1.5, 2.0),
-    )
-    model = Forecaster(configuration.scale, 3, 4, centre=configuration.centre, seed=5)
-    storage.save_model(tmp_path / "m.safetensors", model, configuration)
-    again, read = storage.load_model(tmp_path / "m.safetensors", "numpy")
-    assert read == configuration
-    windows = numpy.random.default_rng(0).normal(size=(7, 6, 2))
-    assert (again.forecast(windows) == model.forecast(windows)).all()
+def test_windows_never_reach_into_another_series():
+    first, second = numpy.arange(10.0), numpy.arange(100.0, 112.0)
+    sight = sight_of(first, second, context=4)
+    rows = sight.origins([numpy.arange(4, 8), numpy.arange(4, 10)])
+    batches = OriginBatches(sight, rows, 3, 4)
+    for repeat in range(2):
+        seen = []
+        for (windows, _, _), changes in batches:
+            seen += [(w[:, 0].tolist(), c.tolist()) for w, c in zip(windows, changes, strict=True)]
+        # In units of a scale of 2, steps of 1 are changes of a half.
+        expected = [
+            ([float(start + k) for k in range(4)], [0.5, 1.0, 1.5])
+            for start in (*range(4), *range(100, 106))
+        ]
+        assert seen == expected
+        assert batches.epoch == repeat + 1
 
 
 def test_files_get_the_usual_permissions(tmp_path):

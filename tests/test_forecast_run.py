@@ -9,9 +9,10 @@ import numpy
 import pandas
 import pytest
 from forecasting import FILES, SMALL, Bench, Outcome, table
+from safetensors.numpy import load_file
 
+from cupy_lstm.estimators import LSTMForecaster
 from cupy_lstm.forecast import device
-from cupy_lstm.forecast.storage import FORMAT, load_model
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -121,18 +122,49 @@ def test_two_runs_are_bit_equal_and_a_seed_matters(bench):
     assert contents[0]["model.safetensors"] != contents[2]["model.safetensors"]
 
 
-def test_the_model_file_says_how_it_was_made(bench):
-    model = bench.train("--seed", 7, "--features", "heat")
-    _, configuration = load_model(model, "numpy")
-    assert configuration.source == str(bench.folder / "data.csv")
-    assert configuration.columns == ("load", "heat")
-    assert (configuration.time, configuration.spacing) == ("date", "month")
-    sizes = (configuration.horizon, configuration.context, configuration.hidden_size)
-    assert sizes == (4, 8, 5)
-    assert (configuration.seed, configuration.level) == (7, 0.9)
+def test_the_model_file_is_a_forecaster_that_says_how_it_was_made(bench):
+    forecaster = LSTMForecaster.load(bench.train("--seed", 7, "--features", "heat"))
+    parameters = forecaster.get_params()
+    assert (parameters["horizon"], parameters["context"], parameters["hidden_size"]) == (4, 8, 5)
+    assert (parameters["random_state"], parameters["level"]) == (7, 0.9)
+    assert forecaster.notes_["source"] == str(bench.folder / "data.csv")
+    assert (forecaster.notes_["targets"], forecaster.notes_["features"]) == (["load"], ["heat"])
+    assert (forecaster.notes_["time"], forecaster.notes_["spacing"]) == ("date", "month")
+    assert forecaster.training_rows_ == [72]
     future = pandas.read_csv(bench.out / "forecast.csv").query("kind == 'future'")
+    frame = table()
+    again = forecaster.predict(frame[["load"]].to_numpy(), frame[["heat"]].to_numpy())[:, 0]
+    numpy.testing.assert_allclose(future["forecast"], again, rtol=1e-14)
     reach = ((future["upper"] - future["lower"]) / 2).to_numpy()
-    numpy.testing.assert_allclose(reach, configuration.half_widths, rtol=1e-12)
+    numpy.testing.assert_allclose(reach, forecaster.half_widths_[0], rtol=1e-12)
+
+
+def test_several_targets_are_learned_together_and_reported_one_by_one(bench):
+    frame = table()
+    path = bench.write(frame)
+    columns = ["--data", path, "--time", "date", "--target", "load, heat"]
+    outcome = bench.run(*SMALL, *columns)
+    assert outcome.code == 0
+    assert "season 6, 6 (estimated)" in outcome.out
+    assert [line for line in outcome.out.splitlines() if line in ("load", "heat")] == [
+        "load",
+        "heat",
+    ]
+    assert outcome.out.count("The 90% interval of the LSTM") == 2
+    written = pandas.read_csv(bench.out / "forecast.csv")
+    assert list(written)[:3] == ["target", "kind", "origin"]
+    for name in ("load", "heat"):
+        ours = written[written["target"] == name]
+        assert len(ours) == 21 * 4 + 4
+        test = ours[ours["kind"] == "test"]
+        assert set(test["truth"]) <= set(frame[name])
+        mae = (test["forecast"] - test["truth"]).abs().mean()
+        assert re.search(rf"^LSTM +{mae:.4g} ", outcome.out, re.MULTILINE)
+    assert (bench.out / "forecast.png").read_bytes().startswith(PNG)
+    lines = (bench.out / "forecast.csv").read_text().splitlines()
+    assert bench.run("--quiet", "--predict", bench.out / "model.safetensors", *columns).code == 0
+    again = (bench.out / "forecast.csv").read_text().splitlines()
+    assert again == [line for line in lines if ",test," not in line]
 
 
 def test_the_test_part_teaches_nothing(bench):
@@ -143,16 +175,14 @@ def test_the_test_part_teaches_nothing(bench):
 
 
 def test_the_validation_part_scales_nothing(bench):
-    from safetensors import safe_open
-
-    def scales(path):
-        text = safe_open(path, framework="numpy").metadata()[FORMAT]
-        return re.findall(r'"(?:scale|centre)": (\[.*?\]|null)', text)
+    def norms(path):
+        arrays = load_file(path)
+        return arrays["scale"].tolist(), arrays["centre"].tolist()
 
     frame = table()
-    first = scales(bench.train(data=frame))
+    first = norms(bench.train(data=frame))
     frame.loc[72:95, "load"] += numpy.random.default_rng(5).normal(size=24)
-    assert scales(bench.train(data=frame)) == first
+    assert norms(bench.train(data=frame)) == first
 
 
 @pytest.mark.parametrize("features", [[], ["--features", "heat"]])
@@ -296,7 +326,7 @@ def test_an_interrupted_training_leaves_nothing(bench, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("cupy_lstm.forecast.experiment.huber_loss", interrupt)
+    monkeypatch.setattr("cupy_lstm.forecast.learning.huber_loss", interrupt)
     outcome = bench.run(*SMALL, "--quiet", data=table())
     assert outcome.code == 130
     assert not bench.out.exists()

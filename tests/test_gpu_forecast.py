@@ -1,13 +1,16 @@
 """The forecast command on CuPy arrays, from end to end."""
 
+import numpy
 import pandas
 import pytest
 from forecasting import FILES, SMALL, Bench, Outcome, table
 from gpu_cases import eps
 from gpu_on_cpu import record
+from gpu_on_cpu.driver.recorder import Copy
 
 from cupy_lstm.__main__ import main
-from cupy_lstm.forecast import device, experiment, model
+from cupy_lstm.estimators import LSTMForecaster
+from cupy_lstm.forecast import device, learning
 
 pytestmark = pytest.mark.gpu_on_cpu
 
@@ -23,7 +26,7 @@ def bench(tmp_path, capsys):
 def double(monkeypatch):
     """Return a function that makes all models float64 from then on: the truth of the rule."""
 
-    class Double(model.Forecaster):
+    class Double(learning.ForecastModel):
         def __init__(self, *arguments, **options):
             super().__init__(*arguments, **options)
             self.to(dtype="float64")
@@ -31,15 +34,15 @@ def double(monkeypatch):
     def loss(prediction, target):
         return huber_loss(prediction, target.astype(prediction.dtype))
 
-    def forecast(forecaster, windows):
-        return in_its_dtype(forecaster.to(dtype="float64"), windows)
+    def forecast(model, sight, origins):  # of a model that is loaded, too
+        return in_its_dtype(model.to(dtype="float64"), sight, origins)
 
-    huber_loss, in_its_dtype = experiment.huber_loss, model.Forecaster.forecast
+    huber_loss, in_its_dtype = learning.huber_loss, learning.forecast_from
 
     def begin():
-        monkeypatch.setattr(experiment, "Forecaster", Double)
-        monkeypatch.setattr(experiment, "huber_loss", loss)
-        monkeypatch.setattr(model.Forecaster, "forecast", forecast)  # of a model that is loaded
+        monkeypatch.setattr(learning, "ForecastModel", Double)
+        monkeypatch.setattr(learning, "huber_loss", loss)
+        monkeypatch.setattr(learning, "forecast_from", forecast)
 
     return begin
 
@@ -107,3 +110,62 @@ def test_the_gpu_is_chosen_where_there_is_one(cupy):
     module, place = device.choose_module("auto")
     assert module == "cupy"
     assert place.startswith("CuPy on A100 on a CPU, compute capability 8.0")
+
+
+def reads(log):
+    return sorted(copy.bytes for copy in log.of(Copy) if copy.kind == "device 0 to host")
+
+
+def test_arrays_of_cupy_stay_on_their_gpu(cupy, double):
+    frame = table()
+    y = frame[["load", "heat"]].to_numpy()
+    X = numpy.stack([frame["heat"], frame["heat"] ** 2], axis=1)
+    epochs, settings = 2, {"context": 8, "hidden_size": 5, "random_state": 0}
+
+    def fitted(xp):
+        forecaster = LSTMForecaster(4, epochs=epochs, view="changes", **settings)
+        return forecaster.fit(xp.asarray(y[:96]), xp.asarray(X[:96]))
+
+    fitted(cupy)
+    with record() as log:
+        forecaster = fitted(cupy)
+    errors = 2 * 2 * 21 * 4 * 8  # truth and forecast of the validation part: two series, float64
+    assert sum(reads(log)[-4:]) == errors
+    # Beside them two losses an epoch, and what the checks of the input say.
+    assert len(reads(log)) == 4 + 2 * epochs + 4
+    assert all(size <= 2 * 3 * 8 for size in reads(log)[:-4])
+
+    newer = cupy.asarray(y), cupy.asarray(X)
+    forecaster.predict(*newer)
+    with record() as log:
+        forecasts = forecaster.predict(*newer)
+        lower, upper = forecaster.predict_interval(*newer)
+    assert reads(log) == [1] * 4  # whether values are finite and in proportion
+    for array in (forecasts, lower, upper):
+        assert isinstance(array, cupy.ndarray)
+        assert array.shape == (4, 2)
+    judged = forecaster.backtest(*newer, start=8)
+    assert all(isinstance(one.forecasts, cupy.ndarray) for one in judged)
+    scale = forecaster.to("numpy")._learned.norms.scale[:, 0]
+    error, naive = (
+        sum(one.scores[name].mae / unit for one, unit in zip(judged, scale, strict=True))
+        for name in ("LSTM", "naive")
+    )
+    assert forecaster.to("cupy").score(*newer) == pytest.approx(1 - error / naive, rel=1e-12)
+    naive = fitted(numpy).predict(y, X)
+    moved = forecaster.to("numpy").predict(y, X)
+    double()
+    truth = fitted(numpy).predict(y, X)
+    reach = abs(truth - y[-1]).max(axis=0)
+    allowed = 2 * abs(naive - truth).max(axis=0) + 4 * eps("float32") * reach
+    assert (abs(forecasts.get() - truth).max(axis=0) <= allowed).all()
+    assert (abs(moved - truth).max(axis=0) <= allowed).all()
+
+
+def test_a_forecaster_and_its_series_must_be_in_one_place(cupy):
+    y = table()["load"].to_numpy()
+    forecaster = LSTMForecaster(4, context=8, hidden_size=5, epochs=1, random_state=0).fit(y)
+    with pytest.raises(TypeError, match="y is on cupy, device 0, but the weights are on numpy"):
+        forecaster.predict(cupy.asarray(y))
+    with pytest.raises(TypeError, match=r"X.* is on cupy, device 0, but the series are on numpy"):
+        forecaster.fit(y, cupy.asarray(y)[:, None])

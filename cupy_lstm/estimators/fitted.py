@@ -1,4 +1,4 @@
-"""What an estimator is made of and has learnt, as an object: moved, saved, loaded, drawn."""
+"""What an estimator is made of and has learnt, as an object: moved, saved, loaded."""
 
 from collections.abc import Iterable
 from dataclasses import asdict
@@ -12,7 +12,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from cupy_lstm.backend import HostArray, import_module, module_name
 from cupy_lstm.estimators.network import SequenceNetwork
-from cupy_lstm.estimators.picture import draw_history
+from cupy_lstm.estimators.picture import HistoryPlot
 from cupy_lstm.estimators.scaling import Scaling
 from cupy_lstm.estimators.storage import (
     parameters_as_json,
@@ -25,7 +25,7 @@ from cupy_lstm.optimizer import AdamW
 from cupy_lstm.schedule import Schedule
 
 
-class NetworkEstimator(BaseEstimator):
+class NetworkEstimator(HistoryPlot, BaseEstimator):
     """The parameters of an estimator, and the network it has learnt.
 
     A subclass says what is known of its targets, by `_described_targets` and `_restore_targets`.
@@ -43,7 +43,6 @@ class NetworkEstimator(BaseEstimator):
     """
 
     network_: SequenceNetwork
-    history_: History
     n_features_in_: int
     _columns: int | None  # as of `Sequences`
     _scalings: dict[str, Scaling]  # of "inputs" and, in a regression, of "targets"
@@ -233,25 +232,3 @@ class NetworkEstimator(BaseEstimator):
             self.feature_names_in_ = numpy.array(description["feature_names_in"], object)
         self.history_ = History(**description["history"])
         self._restore_targets(description["targets"])
-
-    def plot_history(self, ax: Any = None) -> Any:
-        """Draw the losses of the training over its epochs.
-
-        Parameters
-        ----------
-        ax : matplotlib Axes, optional
-            Where to; default: a new figure of pyplot.
-
-        Returns
-        -------
-        Axes
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed.
-        NotFittedError
-            If nothing was learnt yet.
-        """
-        check_is_fitted(self, "network_")
-        return draw_history(self.history_, ax)

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from sklearn.utils.validation import check_is_fitted
+
 from cupy_lstm.history import History
 from cupy_lstm.io.optional import optional_module
 
@@ -34,3 +36,31 @@ def draw_history(history: History, ax: Any = None) -> Any:
     ax.spines[["top", "right"]].set_visible(False)
     ax.legend(frameon=False)
     return ax
+
+
+class HistoryPlot:
+    """What draws the `history_` of an estimator."""
+
+    history_: History
+
+    def plot_history(self, ax: Any = None) -> Any:
+        """Draw the losses of the training over its epochs.
+
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            Where to; default: a new figure of pyplot.
+
+        Returns
+        -------
+        Axes
+
+        Raises
+        ------
+        ImportError
+            If matplotlib is not installed.
+        NotFittedError
+            If nothing was learnt yet.
+        """
+        check_is_fitted(self, "history_")
+        return draw_history(self.history_, ax)

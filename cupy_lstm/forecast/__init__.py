@@ -1,6 +1,8 @@
-"""The main job: an honest forecast of a time series, ``python -m cupy_lstm forecast``.
+"""An honest forecast of time series: `LSTMForecaster`, and ``python -m cupy_lstm forecast``.
 
-From below: `spacing` and `series` read a table, `evaluation` and `baselines` are the yardsticks,
-`model` is what is trained, `experiment` is one run, `storage`, `report`, `picture` and `files`
-write what it found, `options` and `command` talk with the user.
+From below: `spacing` and `axis` continue times, `panel` takes in series in every form,
+`evaluation`, `baselines` and `backtest` are the yardsticks, `model` is what is trained, `norms` and
+`sight` are what it sees, `settings` and `learning` train it, `storage` is for its file. On these
+stands `cupy_lstm.estimators.forecaster`, and on that the command: `series` reads a table, `notes`,
+`report`, `picture` and `files` write what was found, `options` and `command` talk with the user.
 """

@@ -8,7 +8,7 @@ forecasting methods".
 
 import numpy
 
-from cupy_lstm.backend import HostArray
+from cupy_lstm.backend import Array, array_module, to_host
 
 MAX_PERIOD = 400
 """Longest period that is looked for, in rows: a year of days."""
@@ -18,8 +18,8 @@ CLEARLY = 0.9
 
 
 def seasonal_naive(
-    series: HostArray, origins: HostArray, horizon: int, period: int, drift: bool = False
-) -> HostArray:
+    series: Array, origins: Array, horizon: int, period: int, drift: bool = False
+) -> Array:
     """Repeat the last season, from every origin.
 
     Parameters
@@ -27,7 +27,7 @@ def seasonal_naive(
     series : array [n]
         The values; a forecast reads only those before its origin.
     origins : array of int [N]
-        Index of the first step to forecast; greater than `period`.
+        Index of the first step to forecast; greater than `period`. On the device of `series`.
     horizon : int
         Number of steps.
     period : int
@@ -39,20 +39,19 @@ def seasonal_naive(
     -------
     array [N, horizon]
     """
-    steps = numpy.arange(1, horizon + 1)
+    xp = array_module(series)
+    steps = xp.arange(1, horizon + 1)
     seasons = -(-steps // period)
-    forecast: HostArray = series[origins[:, None] - 1 + steps - period * seasons]
+    forecast = series[origins[:, None] - 1 + steps - period * seasons]
     if not drift:
         return forecast
-    growth = numpy.cumsum(series[period:] - series[:-period])
+    growth = xp.cumsum(series[period:] - series[:-period])
     counts = origins - period
-    growth_per_season: HostArray = (growth[counts - 1] / counts)[:, None]
+    growth_per_season = (growth[counts - 1] / counts)[:, None]
     return forecast + growth_per_season * seasons
 
 
-def baselines(
-    series: HostArray, origins: HostArray, horizon: int, period: int
-) -> dict[str, HostArray]:
+def baselines(series: Array, origins: Array, horizon: int, period: int) -> dict[str, Array]:
     """Return the forecasts [N, horizon] of every baseline by name, as `seasonal_naive`."""
     return {
         "naive": seasonal_naive(series, origins, horizon, 1),
@@ -62,7 +61,7 @@ def baselines(
     }
 
 
-def estimate_period(series: HostArray, horizon: int) -> int:
+def estimate_period(series: Array, horizon: int) -> int:
     """Return the number of rows in a season: the period that makes the best baseline.
 
     The seasonal-naive forecast with drift is scored with every period up to a third of the
@@ -79,14 +78,14 @@ def estimate_period(series: HostArray, horizon: int) -> int:
     """
     longest = max(1, min(len(series) // 3, MAX_PERIOD))
     lags = min(longest + horizon, len(series) - 1)
-    error_at_lag = numpy.zeros(lags + 1)
+    error_at_lag = array_module(series).zeros(lags + 1)
     for lag in range(1, lags + 1):
         change = series[lag:] - series[:-lag]
-        error_at_lag[lag] = numpy.abs(change - change.mean()).mean()
+        error_at_lag[lag] = abs(change - change.mean()).mean()
     periods = numpy.arange(1, longest + 1)
     steps = numpy.arange(1, horizon + 1)[:, None]
     lag_at_step = numpy.minimum(periods * -(-steps // periods), lags)
-    errors = error_at_lag[lag_at_step].mean(axis=0)
+    errors = to_host(error_at_lag)[lag_at_step].mean(axis=0)
     naive, best = errors[0], errors.min()
     if best > CLEARLY * naive:
         return 1

@@ -1,11 +1,17 @@
 """How good forecasts are: parts of a series, rolling origins, errors, intervals, coverage."""
 
+from bisect import bisect_left
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy
 
-from cupy_lstm.backend import HostArray
+from cupy_lstm.backend import Array, HostArray, array_module
+from cupy_lstm.checks import checked_integer
 from cupy_lstm.forecast.errors import DataError
+
+VALIDATION_FRACTION = 0.25
+"""Share of the rows a model is given that is kept for validation, unless one asks otherwise."""
 
 
 @dataclass(frozen=True)
@@ -17,35 +23,13 @@ class Split:
 
     Attributes
     ----------
-    context, horizon : int
-        Rows a forecast looks back on, and steps it looks ahead.
     validation, test, end : int
         Index of the first row of the validation and of the test part, and number of rows.
     """
 
-    context: int
-    horizon: int
     validation: int
     test: int
     end: int
-
-    @property
-    def training_origins(self) -> HostArray:
-        """Index of the first step of every training forecast."""
-        return self._origins(self.context, self.validation)
-
-    @property
-    def validation_origins(self) -> HostArray:
-        """Index of the first step of every validation forecast."""
-        return self._origins(self.validation, self.test)
-
-    @property
-    def test_origins(self) -> HostArray:
-        """Index of the first step of every test forecast."""
-        return self._origins(self.test, self.end)
-
-    def _origins(self, start: int, stop: int) -> HostArray:
-        return numpy.arange(start, stop - self.horizon + 1)
 
 
 def split_rows(rows: int, context: int, horizon: int) -> Split:
@@ -56,33 +40,94 @@ def split_rows(rows: int, context: int, horizon: int) -> Split:
     DataError
         If a part would hold no forecast; the message says how many rows would do.
     """
-    split = _cut(rows, context, horizon)
-    if not _holds_forecasts(split):
-        needed = max(rows + 1, (context + horizon) * 5 // 3 - 5, horizon * 5 - 5)
-        while not _holds_forecasts(_cut(needed, context, horizon)):
-            needed += 1
-        raise DataError(
-            f"{rows} rows are too few for a context of {context} and a horizon of {horizon}: "
-            f"{needed} rows would do, or a smaller --context or --horizon"
+
+    def cut(rows: int) -> Split:
+        test = rows * 4 // 5
+        return Split(training_rows(test, VALIDATION_FRACTION), test, rows)
+
+    def enough(rows: int) -> bool:
+        split = cut(rows)
+        return split.end - split.test >= horizon and _holds_forecasts(
+            split.validation, split.test, context, horizon
         )
-    return split
+
+    if not enough(rows):
+        raise _too_few("", rows, context, horizon, enough, "--context or --horizon")
+    return cut(rows)
 
 
-def _cut(rows: int, context: int, horizon: int) -> Split:
-    return Split(context, horizon, rows * 3 // 5, rows * 4 // 5, rows)
+def training_rows(rows: int, validation_fraction: float) -> int:
+    """Return how many of the rows come before the validation part, the last ones of them."""
+    return rows - int(rows * validation_fraction + 0.5)
 
 
-def _holds_forecasts(split: Split) -> bool:
-    return (
-        split.validation >= split.context + split.horizon
-        and split.test - split.validation >= split.horizon
-        and split.end - split.test >= split.horizon
+def check_rows(
+    name: str, rows: int, validation_fraction: float, context: int, horizon: int
+) -> None:
+    """Raise unless both parts of the rows of a series hold a forecast.
+
+    Raises
+    ------
+    DataError
+        If one does not; the message says how many rows would do.
+    """
+
+    def enough(rows: int) -> bool:
+        training = training_rows(rows, validation_fraction)
+        return _holds_forecasts(training, rows, context, horizon)
+
+    if not enough(rows):
+        raise _too_few(f"{name} has ", rows, context, horizon, enough, "context or horizon")
+
+
+def _holds_forecasts(validation: int, end: int, context: int, horizon: int) -> bool:
+    return validation >= context + horizon and end - validation >= horizon
+
+
+def _too_few(
+    subject: str,
+    rows: int,
+    context: int,
+    horizon: int,
+    enough: Callable[[int], bool],
+    arguments: str,
+) -> DataError:
+    needed = bisect_left(range(2**40), True, key=enough)
+    verb = "," if subject else " are"
+    return DataError(
+        f"{subject}{rows} rows{verb} too few for a context of {context} and a horizon of "
+        f"{horizon}: {needed} rows would do, or a smaller {arguments}"
     )
 
 
-def truth_at(series: HostArray, origins: HostArray, horizon: int) -> HostArray:
+def origins_between(start: int, stop: int, horizon: int) -> HostArray:
+    """Return the first step of every forecast that lies within rows `start` to `stop`."""
+    return numpy.arange(start, stop - horizon + 1)
+
+
+def origins_from(start: object, rows: int, context: int, horizon: int) -> HostArray:
+    """Return the first step of every forecast from row `start` on, the last ones included.
+
+    Raises
+    ------
+    TypeError
+        If `start` is no integer.
+    ValueError
+        If there are not `context` rows before it and `horizon` from it on; a negative one counts
+        from the end.
+    """
+    first = checked_integer("start", start, -rows) % rows
+    if not context <= first <= rows - horizon:
+        raise DataError(
+            f"start is row {start} of {rows}, but a forecast needs {context} rows before it and "
+            f"{horizon} from it on"
+        )
+    return origins_between(first, rows, horizon)
+
+
+def truth_at(series: Array, origins: Array, horizon: int) -> Array:
     """Return what came to be, [N, horizon], of a series [n] after each origin [N]."""
-    return numpy.asarray(series[origins[:, None] + numpy.arange(horizon)])
+    return series[origins[:, None] + array_module(series).arange(horizon)]
 
 
 @dataclass(frozen=True)
@@ -99,10 +144,10 @@ class Score:
     rmse: float
 
 
-def score(truth: HostArray, forecast: HostArray) -> Score:
-    """Compare a forecast with the truth, both [N, horizon]."""
+def score(truth: Array, forecast: Array) -> Score:
+    """Compare a forecast with the truth, both [N, horizon]; waits for a GPU."""
     error = forecast - truth
-    return Score(float(numpy.abs(error).mean()), float(numpy.sqrt((error**2).mean())))
+    return Score(float(abs(error).mean()), float((error**2).mean()) ** 0.5)
 
 
 def interval_half_widths(truth: HostArray, forecast: HostArray, level: float) -> HostArray:
@@ -116,7 +161,7 @@ def interval_half_widths(truth: HostArray, forecast: HostArray, level: float) ->
     Parameters
     ----------
     truth, forecast : array [N, horizon]
-        Of data that the model was not fitted to.
+        Of data that the model was not fitted to, on the host.
     level : float
         Wanted share of truths inside, between 0 and 1.
 
@@ -129,12 +174,12 @@ def interval_half_widths(truth: HostArray, forecast: HostArray, level: float) ->
     return numpy.asarray(numpy.sort(numpy.abs(forecast - truth), axis=0)[rank - 1])
 
 
-def coverage(truth: HostArray, forecast: HostArray, half_widths: HostArray) -> float:
+def coverage(truth: Array, forecast: Array, half_widths: Array) -> float:
     """Return the share of truths [N, horizon] inside forecast +- half width, ends included."""
-    return float((numpy.abs(forecast - truth) <= half_widths).mean())
+    return float((abs(forecast - truth) <= half_widths).mean())
 
 
-def change_scale(values: HostArray, horizon: int) -> HostArray:
+def change_scale(values: Array, horizon: int) -> Array:
     """Return the root mean square change of each column over 1 to `horizon` steps.
 
     Parameters
@@ -149,8 +194,9 @@ def change_scale(values: HostArray, horizon: int) -> HostArray:
     array [F]
         0 for a constant column.
     """
+    xp = array_module(values)
     with numpy.errstate(over="ignore"):
         squares = [
             ((values[lag:] - values[:-lag]) ** 2).mean(axis=0) for lag in range(1, horizon + 1)
         ]
-        return numpy.asarray(numpy.sqrt(numpy.mean(squares, axis=0)))
+        return xp.sqrt(xp.stack(squares).mean(axis=0))

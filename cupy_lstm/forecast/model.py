@@ -1,38 +1,40 @@
 """The forecasting model: an LSTM over the last rows, a linear layer to all coming steps.
 
-It forecasts the target's change since the last known row, in units of the target's typical
-change over the training part, and it sees the rows in one of two views. As changes since the
-last known row, a level that it never saw in training, as a growing series has it, is nothing
-new to it; as levels, it knows whether a series that comes and goes is high or low.
+It forecasts the change of a series since its last known row, in units of the typical change of
+that series, and it sees the rows in one of two views. As changes since the last known row, a
+level that it never saw in training, as a growing series has it, is nothing new to it; as levels,
+it knows whether a series that comes and goes is high or low. Centres and scales come with the
+rows, so one model serves series of any size.
 """
 
 from types import ModuleType
+from typing import Literal, TypeAlias
 
 import numpy
 
-from cupy_lstm.backend import Array, HostArray, array_module, to_host
+from cupy_lstm.backend import Array
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
 from cupy_lstm.lstm import LSTM
-from cupy_lstm.modes import no_grad
 
-BATCH = 1024
-"""Windows forecast at once, which bounds the memory of a forecast over a long test part."""
+View: TypeAlias = Literal["changes", "levels"]
 
 
-class Forecaster(Layer):
+class ForecastModel(Layer):
     """Forecast the change of the first column over all steps of the horizon at once.
 
     Parameters
     ----------
-    scale : array-like [F]
-        Typical change of each column, positive.
+    columns : int
+        Number of columns: that of the series and those of its features.
     horizon : int
         Number of steps.
-    hidden_size : int
-        Hidden features of the LSTM.
-    centre : array-like [F], optional
-        Typical level of each column: the model then sees levels, else changes.
+    hidden_size, num_layers : int
+        Hidden features and layers of the LSTM.
+    dropout : float
+        Dropout between its layers.
+    view : {"changes", "levels"}
+        What it sees.
     xp : module or str
         ``numpy`` or ``cupy``.
     seed : int, optional
@@ -41,52 +43,40 @@ class Forecaster(Layer):
 
     def __init__(
         self,
-        scale: HostArray,
+        columns: int,
         horizon: int,
         hidden_size: int,
         *,
-        centre: "HostArray | None" = None,
+        num_layers: int = 1,
+        dropout: float = 0.0,
+        view: View,
         xp: str | ModuleType = "numpy",
         seed: int | None = None,
     ) -> None:
         super().__init__("float32", xp)
         lstm_seed, head_seed = numpy.random.SeedSequence(seed).generate_state(2).tolist()
-        self.scale = numpy.asarray(scale, "float64")
-        self.centre = None if centre is None else numpy.asarray(centre, "float64")
-        self.lstm = LSTM(len(self.scale), hidden_size, xp=xp, seed=lstm_seed)
+        self.view = view
+        self.lstm = LSTM(columns, hidden_size, num_layers, dropout=dropout, xp=xp, seed=lstm_seed)
         self.head = Linear(hidden_size, horizon, xp=xp, seed=head_seed)
 
-    def __call__(self, windows: Array) -> Array:
-        """Return the changes [B, horizon], float32, in units of the target's scale.
+    def __call__(self, windows: Array, centre: Array, scale: Array) -> Array:
+        """Return the changes [B, horizon], float32, in units of the scale of each series.
 
         Parameters
         ----------
-        windows : array [B, context, F], float64
+        windows : array [B, context, C], float64
             Rows in their own units, oldest first.
+        centre, scale : array [B, C], float64
+            Typical level and typical change of each column in the series of each window.
         """
-        xp = array_module(windows)
-        origin = windows[:, -1:] if self.centre is None else xp.asarray(self.centre)
-        seen = ((windows - origin) / xp.asarray(self.scale)).astype(self.dtype)
+        origin = windows[:, -1:] if self.view == "changes" else centre[:, None]
+        seen = ((windows - origin) / scale[:, None]).astype(self.dtype)
         _, (hidden, _) = self.lstm(seen)
         return self.head(hidden[-1])
 
     def backward(self, gradient: Array) -> None:
         """Add the gradients of the weights, given that of the result, [B, horizon]."""
         hidden = self.head.backward(gradient)
-        self.lstm.backward(None, (hidden[None], None))
-
-    def forecast(self, windows: Array) -> HostArray:
-        """Return the forecast values [N, horizon], float64, in the target's unit, on the host.
-
-        Parameters
-        ----------
-        windows : array [N, context, F], float64
-            On the device of the weights.
-        """
-        blocks = []
-        with no_grad():
-            for start in range(0, len(windows), BATCH):
-                block = windows[start : start + BATCH]
-                change = to_host(self(block)).astype("float64") * self.scale[0]
-                blocks.append(to_host(block[:, -1, :1]) + change)
-        return numpy.concatenate(blocks)
+        final = self.xp.zeros((self.lstm.num_layers, *hidden.shape), self.dtype)
+        final[-1] = hidden
+        self.lstm.backward(None, (final, None))

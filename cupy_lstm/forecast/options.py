@@ -3,16 +3,19 @@
 import argparse
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from cupy_lstm.forecast.errors import DataError
-from cupy_lstm.forecast.experiment import Settings
+from cupy_lstm.forecast.notes import Notes
 from cupy_lstm.forecast.series import BUILT_IN, Series, built_in_series, read_series
 from cupy_lstm.forecast.spacing import TOLERANCE
-from cupy_lstm.forecast.storage import Configuration
 from cupy_lstm.info import remedy
 
 DEFAULT_SERIES = "co2"
 HORIZON, HIDDEN_SIZE, EPOCHS, SEED = 12, 32, 300, 0
+MODULES = {"scikit-learn": "sklearn"}
+"""Modules that are not called as the package that brings them."""
+
 TRAINING_OPTIONS = ("horizon", "context", "hidden_size", "epochs", "seed", "period")
 
 
@@ -21,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_argument_group("the series")
     data.add_argument("--data", type=Path, metavar="FILE", help="a .csv or .parquet file")
     data.add_argument("--time", metavar="COLUMN", help="its column of dates or numbers")
-    data.add_argument("--target", metavar="COLUMN", help="its column to forecast")
+    data.add_argument("--target", metavar="A,B", help="its column to forecast, or several: A,B")
     data.add_argument("--features", metavar="A,B", help="more of its columns to look at")
     data.add_argument(
         "--series", choices=BUILT_IN, help=f"without --data (default: {DEFAULT_SERIES})"
@@ -56,22 +59,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     run.add_argument("--quiet", action="store_true", help="print nothing but errors")
 
 
-def settings_of(arguments: argparse.Namespace) -> Settings:
-    """Return the settings of a training run, defaults filled in."""
+def parameters_of(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the parameters of the `LSTMForecaster` of a training run, defaults filled in."""
 
     def given(name: str, default: int) -> int:
         value: int | None = getattr(arguments, name)
         return default if value is None else value
 
     horizon = given("horizon", HORIZON)
-    return Settings(
-        context=given("context", 3 * horizon),
-        horizon=horizon,
-        hidden_size=given("hidden_size", HIDDEN_SIZE),
-        epochs=given("epochs", EPOCHS),
-        seed=given("seed", SEED),
-        period=arguments.period,
-    )
+    return {
+        "horizon": horizon,
+        "context": given("context", 3 * horizon),
+        "hidden_size": given("hidden_size", HIDDEN_SIZE),
+        "epochs": given("epochs", EPOCHS),
+        "random_state": given("seed", SEED),
+    }
 
 
 def require_packages(arguments: argparse.Namespace) -> None:
@@ -82,12 +84,12 @@ def require_packages(arguments: argparse.Namespace) -> None:
     DataError
         If one is missing; the message says what to install.
     """
-    packages = ["pandas", "matplotlib", "tqdm", "safetensors"]
+    packages = ["pandas", "matplotlib", "tqdm", "safetensors", "scikit-learn"]
     if arguments.data is None:
         packages.append("statsmodels")
     elif arguments.data.suffix.lower() == ".parquet":
         packages.append("pyarrow")
-    missing = [package for package in packages if find_spec(package) is None]
+    missing = [package for package in packages if find_spec(MODULES.get(package, package)) is None]
     if missing:
         raise DataError(f"{', '.join(missing)} must be installed: {remedy('forecast')}")
 
@@ -112,10 +114,11 @@ def training_series(arguments: argparse.Namespace) -> Series:
     for option in ("time", "target"):
         if getattr(arguments, option) is None:
             raise DataError(f"--data needs --{option}, the name of a column")
-    return read_series(arguments.data, arguments.time, [arguments.target, *_features(arguments)])
+    targets, features = _names(arguments.target), _names(arguments.features)
+    return read_series(arguments.data, arguments.time, targets, features)
 
 
-def series_for_model(arguments: argparse.Namespace, configuration: Configuration) -> Series:
+def series_for_model(arguments: argparse.Namespace, notes: Notes, context: int) -> Series:
     """Return the series to forecast with a trained model, checked to be like the one it knows.
 
     Raises
@@ -128,35 +131,37 @@ def series_for_model(arguments: argparse.Namespace, configuration: Configuration
             option = name.replace("_", "-")
             raise DataError(f"--{option} is for training; the model of --predict has its own")
     _check_source(arguments)
-    target, *features = configuration.columns
     for option, given, known in (
-        ("time", arguments.time, configuration.time),
-        ("target", arguments.target, target),
-        ("features", arguments.features and _features(arguments), features),
+        ("time", arguments.time, notes.time),
+        (
+            "target",
+            arguments.target and ",".join(_names(arguments.target)),
+            ",".join(notes.targets),
+        ),
+        ("features", arguments.features and _names(arguments.features), list(notes.features)),
     ):
         if given is not None and given != known:
             raise DataError(f"--{option} is {given!r}, but the model was trained with {known!r}")
-    built_in: str | None = arguments.series or configuration.built_in
+    built_in: str | None = arguments.series or notes.built_in
     if arguments.data is not None:
-        series = read_series(arguments.data, configuration.time, configuration.columns)
+        series = read_series(arguments.data, notes.time, notes.targets, notes.features)
     elif built_in is not None:
         series = built_in_series(built_in)
     else:
-        raise DataError(f"--data is needed: the model was trained on {configuration.source}")
-    if series.columns != configuration.columns:
+        raise DataError(f"--data is needed: the model was trained on {notes.source}")
+    if (series.targets, series.features) != (notes.targets, notes.features):
         raise DataError(
-            f"the model was trained to forecast {target!r}, "
-            f"but --series {built_in} is of {series.columns[0]!r}"
+            f"the model was trained to forecast {', '.join(map(repr, notes.targets))}, "
+            f"but --series {built_in} is of {series.targets[0]!r}"
         )
-    if abs(series.spacing.length - configuration.step) > TOLERANCE * configuration.step:
+    if abs(series.spacing.length - notes.step) > TOLERANCE * notes.step:
         raise DataError(
             f"the rows of {series.source} are spaced by {series.spacing}, "
-            f"but the model was trained on a spacing of {configuration.spacing}"
+            f"but the model was trained on a spacing of {notes.spacing}"
         )
-    if len(series.times) < configuration.context:
+    if len(series.times) < context:
         raise DataError(
-            f"the model looks back on {configuration.context} rows, "
-            f"but {series.source} has {len(series.times)}"
+            f"the model looks back on {context} rows, but {series.source} has {len(series.times)}"
         )
     return series
 
@@ -169,10 +174,9 @@ def _check_source(arguments: argparse.Namespace) -> None:
             raise DataError(f"--{option} names a column of --data, which is not given")
 
 
-def _features(arguments: argparse.Namespace) -> list[str]:
-    if arguments.features is None:
-        return []
-    return [name.strip() for name in arguments.features.split(",")]
+def _names(text: str | None) -> list[str]:
+    """Return the names of columns that commas separate."""
+    return [] if text is None else [name.strip() for name in text.split(",")]
 
 
 def _positive(text: str) -> int:

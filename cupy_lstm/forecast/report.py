@@ -1,12 +1,13 @@
 """What the forecast command reports: the scores in words, the forecasts as a table."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy
 
 from cupy_lstm.backend import HostArray
+from cupy_lstm.forecast.backtest import Backtest
 from cupy_lstm.forecast.evaluation import Score, Split
 from cupy_lstm.forecast.series import Series
 
@@ -15,33 +16,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Backtest:
-    """The forecasts of the test part.
-
-    Attributes
-    ----------
-    split : Split
-        The parts of the series.
-    values : array [N, horizon]
-        From each of the test origins of `split`, in the target's unit.
-    """
-
-    split: Split
-    values: HostArray
-
-
-@dataclass(frozen=True)
 class Outlook:
-    """A series and everything that was forecast of it.
+    """One column of a table and everything that was forecast of it.
 
     Attributes
     ----------
     series : Series
-        The series.
+        The table.
+    target : str
+        Name of the column.
+    split : Split or None
+        The parts of the series, if the model was trained on it.
     backtest : Backtest or None
-        Of the test part, if the model was trained on this series.
+        Of the test part, on the host.
     future : array [horizon]
-        After the last row, in the target's unit.
+        After the last row, in the unit of the column.
     half_widths : array [horizon]
         Of the interval at each step.
     level : float
@@ -49,26 +38,45 @@ class Outlook:
     """
 
     series: Series
+    target: str
+    split: Split | None
     backtest: Backtest | None
     future: HostArray
     half_widths: HostArray
     level: float
 
+    @property
+    def truth(self) -> HostArray:
+        """The values of the column, [n]."""
+        return self.series.values[:, self.series.targets.index(self.target)]
 
-def forecast_table(outlook: Outlook) -> "pandas.DataFrame":
+
+def forecast_table(outlooks: Sequence[Outlook]) -> "pandas.DataFrame":
     """Return every forecast as a row.
 
-    Columns: ``kind`` (test or future), ``origin`` (time of the last row the forecast knew),
-    ``step`` (1 to horizon), ``time`` (that the forecast is for), ``truth`` (empty for the
-    future), ``forecast``, ``lower`` and ``upper`` (the interval).
+    Columns: ``target`` (where there are several), ``kind`` (test or future), ``origin`` (time of
+    the last row the forecast knew), ``step`` (1 to horizon), ``time`` (that the forecast is for),
+    ``truth`` (empty for the future), ``forecast``, ``lower`` and ``upper`` (the interval).
     """
+    import pandas
+
+    tables = []
+    for outlook in outlooks:
+        table = _table_of(outlook)
+        if len(outlooks) > 1:
+            table.insert(0, "target", outlook.target)
+        tables.append(table)
+    return pandas.concat(tables, ignore_index=True)
+
+
+def _table_of(outlook: Outlook) -> "pandas.DataFrame":
     import pandas
 
     series, horizon = outlook.series, len(outlook.future)
     steps = numpy.arange(horizon)
     blocks = []
     if outlook.backtest is not None:
-        origins = outlook.backtest.split.test_origins
+        origins = outlook.backtest.origins
         at = (origins[:, None] + steps).ravel()
         blocks.append(
             {
@@ -76,8 +84,8 @@ def forecast_table(outlook: Outlook) -> "pandas.DataFrame":
                 "origin": series.times[origins - 1].repeat(horizon),
                 "step": numpy.tile(steps + 1, len(origins)),
                 "time": series.times[at],
-                "truth": series.target[at],
-                "forecast": outlook.backtest.values.ravel(),
+                "truth": outlook.truth[at],
+                "forecast": outlook.backtest.forecasts.ravel(),
             }
         )
     blocks.append(

@@ -33,7 +33,7 @@ READERS = {".csv": "CSV", ".parquet": "Parquet"}
 
 @dataclass(frozen=True)
 class Series:
-    """A regular time series of one or more columns.
+    """Regular time series of one table, and features of their steps.
 
     Attributes
     ----------
@@ -41,27 +41,41 @@ class Series:
         What it was read from, for messages.
     time : str
         Name of the time column.
-    columns : tuple of str
-        Names of the value columns; the first is the one to forecast.
+    targets, features : tuple of str
+        Names of the columns to forecast, and of those to look at.
     times : array [n], datetime64[us], int64 or float64
         Strictly increasing.
-    values : array [n, len(columns)], float64
-        Finite.
+    values : array [n, S + F], float64
+        Those of the targets, then those of the features. Finite.
     spacing : Spacing
         How the times continue.
     """
 
     source: str
     time: str
-    columns: tuple[str, ...]
+    targets: tuple[str, ...]
+    features: tuple[str, ...]
     times: HostArray
     values: HostArray
     spacing: Spacing
 
     @property
-    def target(self) -> HostArray:
-        """The values to forecast, [n]."""
-        return self.values[:, 0]
+    def y(self) -> "pandas.DataFrame":
+        """The columns to forecast, by time."""
+        import pandas
+
+        index = pandas.Index(self.times, name=self.time)
+        return pandas.DataFrame(self.values[:, : len(self.targets)], index, list(self.targets))
+
+    @property
+    def X(self) -> "pandas.DataFrame | None":  # noqa: N802 - scikit-learn's name
+        """The columns to look at, by time; None where there are none."""
+        import pandas
+
+        if not self.features:
+            return None
+        index = pandas.Index(self.times, name=self.time)
+        return pandas.DataFrame(self.values[:, len(self.targets) :], index, list(self.features))
 
     def future(self, count: int) -> HostArray:
         """Return the `count` times after the last row."""
@@ -88,10 +102,10 @@ def built_in_series(name: str) -> Series:
             from statsmodels.datasets import sunspots
 
             table = sunspots.load_pandas().data.set_axis([time, target], axis="columns")
-        return series_of(table, description, time, (target,))
+        return series_of(table, description, time, [target], [])
 
 
-def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
+def read_series(path: Path, time: str, targets: Sequence[str], features: Sequence[str]) -> Series:
     """Read a CSV or Parquet file.
 
     Parameters
@@ -100,8 +114,8 @@ def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
         A file whose name ends in ``.csv`` or ``.parquet``.
     time : str
         Name of the time column: dates, best written as 2024-01-31, or numbers.
-    columns : sequence of str
-        Names of the value columns, the one to forecast first.
+    targets, features : sequence of str
+        Names of the columns to forecast, and of those to look at.
 
     Raises
     ------
@@ -109,10 +123,16 @@ def read_series(path: Path, time: str, columns: Sequence[str]) -> Series:
         If the file cannot be read, or as `series_of`.
     """
     with stage("data loading"):
-        return series_of(_read_table(path), str(path), time, columns)
+        return series_of(_read_table(path), str(path), time, targets, features)
 
 
-def series_of(table: "pandas.DataFrame", source: str, time: str, columns: Sequence[str]) -> Series:
+def series_of(
+    table: "pandas.DataFrame",
+    source: str,
+    time: str,
+    targets: Sequence[str],
+    features: Sequence[str],
+) -> Series:
     """Take times and values out of a table, checking both.
 
     Raises
@@ -122,12 +142,14 @@ def series_of(table: "pandas.DataFrame", source: str, time: str, columns: Sequen
         missing, not dates or numbers, repeated, unsorted or irregular; if a value is missing,
         infinite or no number.
     """
-    _check_names(table, source, time, columns)
+    columns = [*targets, *features]
+    _check_names(table, source, time, targets, columns)
     if len(table) < 2:
         raise DataError(f"{source} has {len(table)} rows, too few to forecast from")
     times = _times(table[time])
     values = numpy.stack([_values(table[column], times) for column in columns], axis=1)
-    return Series(source, time, tuple(columns), times, values, infer_spacing(times, time))
+    spacing = infer_spacing(times, f"column {time!r}")
+    return Series(source, time, tuple(targets), tuple(features), times, values, spacing)
 
 
 def _read_table(path: Path) -> "pandas.DataFrame":
@@ -164,13 +186,19 @@ def _check_header(header: "pandas.DataFrame", path: Path) -> None:
             raise DataError(f"{path} has {names.count(name)} columns called {name!r}")
 
 
-def _check_names(table: "pandas.DataFrame", source: str, time: str, columns: Sequence[str]) -> None:
+def _check_names(
+    table: "pandas.DataFrame",
+    source: str,
+    time: str,
+    targets: Sequence[str],
+    columns: Sequence[str],
+) -> None:
     wanted = [time, *columns]
     for name in wanted:
         if name not in table.columns:
             found = ", ".join(repr(str(column)) for column in table.columns)
             raise DataError(f"{source} has no column {name!r}; its columns are {found}")
-    if columns[0] == time:
+    if time in targets:
         raise DataError(f"the target and the time are the same column, {time!r}")
     for name in wanted:
         if wanted.count(name) > 1:

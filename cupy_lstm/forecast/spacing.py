@@ -77,15 +77,15 @@ class Spacing:
         return numpy.asarray(first + (days - 1) + clock).astype(last.dtype)
 
 
-def infer_spacing(times: HostArray, column: str) -> Spacing:
+def infer_spacing(times: HostArray, place: str) -> Spacing:
     """Find the spacing of increasing times.
 
     Parameters
     ----------
     times : array [n], datetime64, integer or floating
         At least two, strictly increasing.
-    column : str
-        Name of the column, for the message.
+    place : str
+        Where they are, for the message: ``"column 'date'"``.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def infer_spacing(times: HostArray, column: str) -> Spacing:
     if odd.any():
         row = int(odd.argmax())
         raise DataError(
-            f"the times in column {column!r} are not regularly spaced: row {row + 2} "
+            f"the times in {place} are not regularly spaced: row {row + 2} "
             f"({show_time(times[row + 1])}) follows row {row + 1} ({show_time(times[row])}), "
             f"which is not the usual step; fill in the missing rows or resample the table"
         )
@@ -115,7 +115,7 @@ def infer_spacing(times: HostArray, column: str) -> Spacing:
 
 def show_time(time: Any) -> str:
     """Return a time as text, without a clock if it is midnight."""
-    if time.dtype.kind != "M":
+    if numpy.asarray(time).dtype.kind != "M":
         return str(time)
     unit: Literal["D", "s"] = "D" if time == time.astype("datetime64[D]") else "s"
     return str(numpy.datetime_as_string(time, unit=unit))
