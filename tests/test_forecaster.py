@@ -1,0 +1,511 @@
+"""LSTMForecaster on arrays and objects of pandas: forms, figures, files, errors."""
+
+import re
+
+import numpy
+import pandas
+import pytest
+from matplotlib.figure import Figure
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from sklearn.model_selection import GridSearchCV, TimeSeriesSplit, cross_val_score
+
+from cupy_lstm.estimators import LSTMForecaster, LSTMRegressor
+from cupy_lstm.forecast.backtest import Backtest
+
+SMALL = {"horizon": 3, "context": 6, "hidden_size": 4, "epochs": 2, "random_state": 0}
+
+
+def small(**changed):
+    return LSTMForecaster(**(SMALL | changed))
+
+
+def waves(rows=60, series=3, seed=0):
+    """Return series [n, S] that grow and swing, each in a unit of its own."""
+    steps = numpy.arange(rows)[:, None]
+    noise = numpy.random.default_rng(seed).standard_normal((rows, series))
+    unit = 10.0 ** numpy.arange(series)
+    return unit * (5 + 0.1 * steps + numpy.sin(steps / 2 + numpy.arange(series)) + 0.1 * noise)
+
+
+def same(found, expected):
+    assert found.dtype == "float64"
+    numpy.testing.assert_array_equal(found, expected)
+
+
+# --- the conventions of scikit-learn -------------------------------------------------------------
+
+
+def test_parameters_are_kept_as_they_are_given():
+    forecaster = small(callbacks=[print], learning_rate=1)
+    parameters = forecaster.get_params()
+    assert parameters["callbacks"] == [print]
+    assert parameters["learning_rate"] == 1
+    copy = clone(forecaster.fit(waves(series=1)[:, 0]))
+    assert copy.get_params() == forecaster.set_params(callbacks=[print]).get_params()
+    with pytest.raises(NotFittedError):
+        copy.predict()
+
+
+def test_a_search_over_parameters_splits_by_time():
+    y = waves(90, 1)[:, 0]
+    X = waves(90, 2, seed=1)
+    search = GridSearchCV(small(), {"hidden_size": [2, 3]}, cv=TimeSeriesSplit(3))
+    assert search.fit(y).best_estimator_.predict().shape == (3,)
+    assert (search.cv_results_["rank_test_score"] > 0).all()
+    search.fit(y, X)  # features split along
+    assert search.best_estimator_.n_features_in_ == 2
+    # What the search scored is what one would by hand.
+    train, test = next(TimeSeriesSplit(3).split(y))
+    by_hand = small(hidden_size=2).fit(y[train], X[train]).score(y[test], X[test])
+    assert search.cv_results_["split0_test_score"][0] == by_hand
+    frame = pandas.Series(y, pandas.date_range("2020-01-01", periods=90))
+    scores = cross_val_score(small(hidden_size=2), frame, cv=TimeSeriesSplit(3))
+    assert scores[0] == small(hidden_size=2).fit(y[train]).score(y[test])
+
+
+def test_a_seed_repeats_a_training():
+    y = waves(series=1)[:, 0]
+    first = small().fit(y).predict()
+    same(small().fit(y).predict(), first)
+    assert (small(random_state=1).fit(y).predict() != first).all()
+    generator = numpy.random.RandomState(5)
+    drawn = small(random_state=generator)
+    again = drawn.fit(y).predict()
+    assert (drawn.fit(y).predict() != again).all()
+    same(small(random_state=numpy.random.RandomState(5)).fit(y).predict(), again)
+
+
+def test_callbacks_hear_of_both_views_and_can_stop_them():
+    heard = []
+    forecaster = small(epochs=5, callbacks=[lambda record: heard.append(record.epoch) or False])
+    forecaster.fit(waves())
+    assert heard == [0, 0]
+    assert forecaster.history_.stopped_early
+    heard.clear()
+    assert forecaster.set_params(view="levels").fit(waves()).view_ == "levels"
+    assert heard == [0]
+
+
+def test_the_better_view_is_kept():
+    histories = {
+        view: small(view=view, epochs=4).fit(waves()).history_ for view in ("changes", "levels")
+    }
+    least = {view: min(history.validation_loss) for view, history in histories.items()}
+    best = small(epochs=4).fit(waves())
+    assert best.view_ == min(least, key=least.get)
+    assert best.history_ == histories[best.view_]
+
+
+def test_a_progress_bar_is_shown_where_it_is_wanted(capsys):
+    small().fit(waves())
+    assert capsys.readouterr().err == ""
+    small(progress=True).fit(waves())
+    assert "2/2" in capsys.readouterr().err
+
+
+def test_the_history_can_be_drawn():
+    forecaster = small()
+    with pytest.raises(NotFittedError):
+        forecaster.plot_history()
+    axes = Figure().subplots()
+    assert forecaster.fit(waves()).plot_history(axes) is axes
+    assert len(axes.lines[0].get_ydata()) == 2
+
+
+# --- the forms of series -------------------------------------------------------------------------
+
+
+def test_forecasts_come_in_the_form_of_the_series():
+    y = waves()
+    together = small().fit(y)
+    values = together.predict()
+    assert values.shape == (3, 3)
+    lower, upper = together.predict_interval()
+    assert lower.shape == upper.shape == (3, 3)
+    listed = small().fit([y[:, 0], y[:, 1], y[:, 2]]).predict()
+    assert isinstance(listed, list)
+    same(numpy.stack(listed, axis=1), values)
+    assert small().fit(y[:, 0]).predict().shape == (3,)
+    assert small().fit(y[:, :1]).predict().shape == (3, 1)
+    same(small().fit(y[:, :1]).predict()[:, 0], small().fit(y[:, 0]).predict())
+    same(small().fit(y[:, 0].tolist()).predict(), small().fit(y[:, 0]).predict())
+    whole = numpy.arange(60) % 7 * 3
+    same(small().fit(whole).predict(), small().fit(whole.astype("float64")).predict())
+
+
+def test_series_may_differ_in_length():
+    y = waves()
+    forecaster = small().fit([y[:, 0], y[20:, 1]])
+    assert forecaster.training_rows_ == [45, 30]
+    assert [values.shape for values in forecaster.predict()] == [(3,), (3,)]
+    newer = forecaster.predict([y[-8:, 0], y[-6:, 1]])
+    for found, expected in zip(newer, forecaster.predict(), strict=True):
+        same(found, expected)
+
+
+def test_each_series_is_scaled_on_its_own():
+    """A unit that is a power of two changes nothing but the exponents of the forecasts."""
+    y = waves(series=1)
+    found = small().fit(numpy.concatenate([y, 1024 * y], axis=1)).predict()
+    same(found[:, 1], 1024 * found[:, 0])
+    assert (small().fit(y).predict()[:, 0] != found[:, 0]).any(), "they learned from one another"
+
+
+INDEXES = {
+    "months": (pandas.date_range("2001-01-01", periods=60, freq="MS"), ["2006-01-01"]),
+    "months without a frequency": (
+        pandas.DatetimeIndex(pandas.date_range("2001-01-31", periods=60, freq="ME").to_numpy()),
+        ["2006-01-31", "2006-02-28"],
+    ),
+    "business days": (pandas.bdate_range("2024-01-01", periods=60), ["2024-03-25"]),
+    "mornings in a zone": (
+        pandas.date_range("2024-02-01 08:00", periods=60, freq="D", tz="Europe/Berlin"),
+        ["2024-04-01T08:00+02:00"],
+    ),
+    "hours in a zone, without a frequency": (
+        pandas.DatetimeIndex(
+            list(pandas.date_range("2024-03-28 12:00", periods=60, freq="h", tz="Europe/Berlin"))
+        ),
+        ["2024-03-31T00:00+01:00", "2024-03-31T01:00+01:00", "2024-03-31T03:00+02:00"],
+    ),
+    "quarters": (pandas.period_range("2001Q1", periods=60, freq="Q"), ["2016Q1"]),
+    "every other month": (
+        pandas.period_range("2001-01", periods=60, freq="2M"),
+        [pandas.Period("2011-01", "2M")],
+    ),
+    "rows": (pandas.RangeIndex(60), [60, 61, 62]),
+    "years": (pandas.Index(range(1900, 1960), name="year"), [1960, 1961, 1962]),
+}
+
+
+@pytest.mark.parametrize("name", INDEXES)
+def test_the_index_of_pandas_goes_on(name):
+    index, expected = INDEXES[name]
+    y = pandas.Series(waves(series=1)[:, 0], index, name="load")
+    forecaster = small().fit(y)
+    for found in (forecaster.predict(), *forecaster.predict_interval()):
+        assert found.name == "load"
+        assert found.index.name == index.name
+        assert found.index.dtype == index.dtype
+        labels = [type(index[-1])(label) for label in expected]
+        assert found.index.tolist()[: len(labels)] == labels
+        assert len(found) == 3
+    same(forecaster.predict().to_numpy(), small().fit(y.to_numpy()).predict())
+    newer = forecaster.predict(y[:30])
+    assert newer.index.tolist() == index[30:33].tolist()
+
+
+def test_frames_and_lists_of_pandas():
+    index = pandas.date_range("2001-01-01", periods=60, freq="MS", name="month")
+    frame = pandas.DataFrame(waves(), index, ["a", "b", "c"])
+    X = pandas.DataFrame(waves(seed=1), index, ["p", "q", "r"])
+    found = small().fit(frame, X).predict()
+    assert list(found.columns) == ["a", "b", "c"]
+    assert found.index.name == "month"
+    same(found.to_numpy(), small().fit(frame.to_numpy(), X.to_numpy()).predict())
+    listed = small().fit([frame["a"], frame["b"].iloc[10:50]]).predict()
+    assert [series.name for series in listed] == ["a", "b"]
+    assert listed[1].index[0] == index[50]
+
+
+def test_nothing_of_the_caller_is_written():
+    y, X = waves(), waves(seed=1)
+    y.setflags(write=False)
+    X.setflags(write=False)
+    forecaster = small().fit(y, X)
+    forecaster.predict(y, X)
+    forecaster.backtest(y, X, start=40)
+    kept = forecaster.predict()
+    y.setflags(write=True)
+    y[:] = 0
+    same(forecaster.predict(), kept)
+
+
+# --- figures -------------------------------------------------------------------------------------
+
+
+def test_a_backtest_forecasts_from_what_was_known():
+    y, X = waves(), waves(seed=1)[:, :2]
+    forecaster = small().fit(y[:45], X[:45])
+    judged = forecaster.backtest(y, X, start=45, period=4)
+    assert [type(one) for one in judged] == [Backtest] * 3
+    for number, one in enumerate(judged):
+        assert one.origins.tolist() == list(range(45, 58))
+        for origin, values, truth in zip(one.origins, one.forecasts, one.truth, strict=True):
+            known = forecaster.predict(y[:origin], X[:origin])[:, number]
+            # Float32 sums of other batch sizes differ in their last bits.
+            reach = 2**-20 * abs(values - y[origin - 1, number]).max()
+            numpy.testing.assert_allclose(values, known, rtol=0, atol=reach)
+            same(truth, y[origin : origin + 3, number])
+        assert one.period == 4
+        assert set(one.scores) == {
+            "LSTM", "naive", "drift", "seasonal naive", "seasonal naive + drift"
+        }  # fmt: skip
+        assert one.scores["LSTM"].mae == abs(one.forecasts - one.truth).mean()
+        last = numpy.stack([y[origin - 1, number].repeat(3) for origin in one.origins])
+        assert one.scores["naive"].mae == pytest.approx(abs(last - one.truth).mean(), rel=1e-12)
+        assert list(one.scores) == sorted(one.scores, key=lambda name: one.scores[name].mae)
+        inside = abs(one.forecasts - one.truth) <= forecaster.half_widths_[number]
+        assert one.coverage == inside.mean()
+
+
+def test_starts_and_periods_may_differ_from_series_to_series():
+    y = waves()
+    series = [y[:, 0], y[10:, 1]]
+    forecaster = small().fit([part[:40] for part in series])
+    judged = forecaster.backtest(series, start=[-12, 40], period=[3, 7])
+    assert [one.origins[0] for one in judged] == [48, 40]
+    assert [one.period for one in judged] == [3, 7]
+    alone = small().fit(y[:45, 0]).backtest(y[:, 0], start=-15)
+    assert isinstance(alone, Backtest)
+    assert alone.origins[0] == 45
+
+
+def test_the_score_is_the_skill_against_the_naive_forecast():
+    y = waves()[:, 0]
+    forecaster = small().fit(y[:45])
+    judged = forecaster.backtest(y[30:], start=6)
+    expected = 1 - judged.scores["LSTM"].mae / judged.scores["naive"].mae
+    assert forecaster.score(y[30:]) == pytest.approx(expected, rel=1e-12)
+    both = numpy.stack([y, 1024 * y], axis=1)
+    twice = small().fit(both[:45])
+    parts = twice.backtest(both[30:], start=6)
+    assert twice.score(both[30:]) == pytest.approx(
+        1 - parts[0].scores["LSTM"].mae / parts[0].scores["naive"].mae, rel=1e-12
+    )
+    assert forecaster.score(numpy.full(20, 7.0)) == -numpy.inf
+
+
+def test_an_interval_holds_the_share_of_validation_errors_that_it_should():
+    y = waves(200)
+    narrow, wide = (small(level=level).fit(y) for level in (0.5, 0.9))
+    for forecaster in (narrow, wide):
+        lower, upper = forecaster.predict_interval()
+        values, reach = forecaster.predict(), forecaster.half_widths_.T
+        same(lower, values - reach)
+        same(upper, values + reach)
+        first = forecaster.backtest(y, start=150)[0]  # the validation part
+        share = (abs(first.forecasts - first.truth) <= forecaster.half_widths_[0]).mean(axis=0)
+        rank = numpy.ceil(49 * forecaster.level) / 48
+        numpy.testing.assert_array_equal(share, [rank] * 3)
+    assert (narrow.half_widths_ < wide.half_widths_).all()
+
+
+def test_features_are_seen_up_to_the_origin():
+    y = waves(series=1)[:, 0]
+    X = waves(series=2, seed=1)
+    forecaster = small().fit(y[:45], X[:45])
+    assert forecaster.n_features_in_ == 2
+    first = forecaster.backtest(y, X, start=45).forecasts
+    X[50] += 3
+    second = forecaster.backtest(y, X, start=45).forecasts
+    same(second[:6], first[:6])  # from origins up to row 50
+    assert (second[6:12] != first[6:12]).all()  # its row is in their windows
+
+
+def test_a_feature_that_leads_is_learned_from():
+    """The series is its feature three steps ago, so the forecast can be all but exact."""
+    lead = numpy.random.default_rng(0).standard_normal(600)
+    y = numpy.concatenate([numpy.zeros(3), lead[:-3]])
+    settings = {"epochs": 15, "hidden_size": 16, "learning_rate": 0.02, "view": "levels"}
+    known = small(**settings).fit(y[:500], lead[:500, None]).score(y[480:], lead[480:, None])
+    blind = small(**settings).fit(y[:500]).score(y[480:])
+    # The best blind forecast of white noise is its mean: MAE 1 / sqrt(2) of that of the naive one.
+    assert blind < 1 - 0.5**0.5 + 0.1
+    assert known > 0.8
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["one", "columns", "list"])
+def test_a_forecaster_comes_back_as_it_was(tmp_path, kind):
+    y = waves()
+    series = {"one": y[:, 0], "columns": y, "list": [y[:, 0], y[5:, 1]]}[kind]
+    forecaster = small(num_layers=2, dropout=0.5, callbacks=[print]).fit(series)
+    forecaster.save(tmp_path / "a", notes={"unit": "MW"})
+    again = LSTMForecaster.load(tmp_path / "a")
+    assert again.get_params() == forecaster.get_params() | {"callbacks": ()}
+    assert again.notes_ == {"unit": "MW"}
+    for name in ("context_", "training_rows_", "history_", "view_", "n_features_in_"):
+        assert getattr(again, name) == getattr(forecaster, name)
+    for arguments in ((), (series,)):
+        pairs = zip(
+            numpy.atleast_2d(again.predict(*arguments)),
+            numpy.atleast_2d(forecaster.predict(*arguments)),
+            strict=True,
+        )
+        for found, expected in pairs:
+            same(found, expected)
+    assert type(again.predict()) is type(forecaster.predict())
+    again.save(tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    with pytest.raises(ValueError, match="holds the estimator LSTMForecaster, not LSTMRegressor"):
+        LSTMRegressor.load(tmp_path / "a")
+
+
+def test_a_forecaster_of_pandas_forecasts_arrays_after_it_is_loaded(tmp_path):
+    index = pandas.date_range("2001-01-01", periods=60, freq="MS")
+    y = pandas.Series(waves()[:, 0], index)
+    forecaster = small().fit(y)
+    forecaster.save(tmp_path / "a")
+    again = LSTMForecaster.load(tmp_path / "a")
+    same(again.predict(), forecaster.predict().to_numpy())
+    pandas.testing.assert_series_equal(again.predict(y), forecaster.predict())
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+GOOD = waves()
+PARAMETERS = {
+    "horizon": (0, "horizon must be at least 1, received 0"),
+    "context": (2.5, "context must be an integer"),
+    "hidden_size": ("8", "hidden_size must be an integer"),
+    "num_layers": (0, "num_layers must be at least 1"),
+    "dropout": (1.0, r"dropout must lie in \[0, 1\)"),
+    "view": ("both", "view must be one of .*, received 'both'"),
+    "epochs": (0, "epochs must be at least 1"),
+    "patience": (True, "patience must be an integer"),
+    "batch_size": (0, "batch_size must be at least 1"),
+    "learning_rate": (0, r"learning_rate must lie in \(0"),
+    "validation_fraction": (0, r"validation_fraction must lie in \(0, 1\)"),
+    "level": (1, r"level must lie in \(0, 1\)"),
+    "random_state": (-1, "random_state must be at least 0"),
+    "callbacks": ([3], "must be callable"),
+    "progress": ("yes", "progress must be True or False"),
+}
+
+
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_unfit_parameters(name):
+    value, message = PARAMETERS[name]
+    with pytest.raises((TypeError, ValueError), match=message):
+        small(**{name: value}).fit(GOOD)
+
+
+def spoiled(row, column, value):
+    y = GOOD.copy()
+    y[row, column] = value
+    return y
+
+
+MONTHS = pandas.date_range("2001-01-01", periods=60, freq="MS")
+DATA = {
+    "nan": (spoiled(3, 1, numpy.nan), None, r"y\[:, 1\] is nan in row 4: fill in"),
+    "infinite": (GOOD, spoiled(3, 1, numpy.inf), r"X\[:, 1\] is inf in row 4"),
+    "nan of pandas": (
+        pandas.Series(spoiled(3, 0, numpy.nan)[:, 0], MONTHS, name="load"),
+        None,
+        r"column 'load' is nan in row 4 \(2001-04-01\)",
+    ),
+    "constant": (spoiled(slice(45), 2, 5.0), None, r"y\[:, 2\] is constant .* first 45 rows"),
+    "constant series of a list": (
+        [GOOD[:, 0], numpy.ones(40)],
+        None,
+        r"y\[1\] is constant over the training part, the first 30 rows",
+    ),
+    "out of proportion": (spoiled(50, 0, 1e300), None, r"y\[:, 0\] is 1e\+300 in row 51"),
+    "too large": (GOOD * 1e200, None, "too large or too small: change their unit"),
+    "too short": (
+        [GOOD[:, 0], GOOD[:11, 1]],
+        None,
+        r"y\[1\] has 11 rows, too few for a context of 6 and a horizon of 3: 12 rows would do",
+    ),
+    "text": (numpy.array(["a"] * 60), None, "y must hold numbers, its dtype is <U1"),
+    "truth values": (GOOD > 3, None, "y must hold numbers, its dtype is bool"),
+    "text of pandas": (pandas.Series(["a"] * 60), None, "y must hold numbers"),
+    "no array": ("abc", None, "y must be an array of numpy or cupy or of pandas, received str"),
+    "no axes": (numpy.float64(3), None, "y must"),
+    "three axes": (GOOD[:, :, None], None, r"y must have 1 or 2 axes, its shape is \(60, 3, 1\)"),
+    "empty": (GOOD[:0], None, r"y is empty, its shape is \(0, 3\)"),
+    "empty list": ([], None, "y is empty"),
+    "features of one axis": (GOOD, GOOD[:, 0], r"X must have 2 axes, its shape is \(60,\)"),
+    "features of other rows": (GOOD, GOOD[:50], r"X\[:, 0\] has 50 rows, but y\[:, 0\] has 60"),
+    "one table of features for a list": (
+        [GOOD[:, 0], GOOD[:, 1]],
+        GOOD,
+        "X must be a list of 2 arrays as y is",
+    ),
+    "features of other counts": (
+        [GOOD[:, 0], GOOD[:, 1]],
+        [GOOD, GOOD[:, :2]],
+        "X must have the same number of columns for each series",
+    ),
+    "another index of features": (
+        pandas.Series(GOOD[:, 0], MONTHS),
+        pandas.DataFrame(GOOD, MONTHS.shift(1)),
+        "the index of X is not that of y",
+    ),
+    "unsorted index": (
+        pandas.Series(GOOD[:, 0], MONTHS[::-1]),
+        None,
+        "the index of y does not increase",
+    ),
+    "irregular index": (
+        pandas.Series(GOOD[:, 0], MONTHS.delete(3).union([pandas.Timestamp("2006-01-01")])),
+        None,
+        "the times in the index of y are not regularly spaced: row 4",
+    ),
+    "index with a gap": (
+        pandas.Series(GOOD[:, 0], pandas.period_range("2001", periods=61, freq="M").delete(3)),
+        None,
+        "the index of y leaves out periods",
+    ),
+    "index of words": (
+        pandas.Series(GOOD[:, 0], [f"{n:02}" for n in range(60)]),
+        None,
+        "the index of y cannot be continued",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_unfit_series(name):
+    y, X, message = DATA[name]
+    forecaster = small().fit(GOOD[:, 0])
+    before = forecaster.predict()
+    with pytest.raises((TypeError, ValueError), match=message):
+        forecaster.fit(y, X)
+    same(forecaster.predict(), before)
+
+
+def test_what_a_forecast_refuses():
+    forecaster = small().fit(GOOD, GOOD[:, :2])
+    for y, X, message in (
+        (GOOD[:, :2], GOOD[:, :2], "y holds 2 series, but fit was given 3"),
+        (GOOD, GOOD, "X has 3 features, but fit was given 2"),
+        (GOOD, None, "X has 0 features, but fit was given 2"),
+        (None, GOOD, "X came without y"),
+        (GOOD[:5], GOOD[:5, :2], r"y\[:, 0\] has 5 rows, but the model looks back on 6"),
+        (spoiled(50, 0, 1e300), GOOD[:, :2], "out of all proportion"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            forecaster.predict(y, X)
+    for start, message in (
+        (5, "start is row 5 of 60, but a forecast needs 6 rows before it and 3 from it on"),
+        (58, "start is row 58 of 60"),
+        (-61, "start must be at least -60"),
+        (1.5, "start must be an integer"),
+        ([40, 41], "start must hold 3 numbers, one for each series"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            forecaster.backtest(GOOD, GOOD[:, :2], start=start)
+    with pytest.raises(ValueError, match="period is 40, but the first forecast begins at row 40"):
+        forecaster.backtest(GOOD, GOOD[:, :2], start=40, period=40)
+    with pytest.raises(ValueError, match=re.escape("start is row 6 of 8")):
+        forecaster.score(GOOD[:8], GOOD[:8, :2])
+
+
+def test_nothing_works_before_fit(tmp_path):
+    for call in (
+        lambda f: f.predict(),
+        lambda f: f.predict_interval(GOOD),
+        lambda f: f.backtest(GOOD, start=40),
+        lambda f: f.score(GOOD),
+        lambda f: f.save(tmp_path / "a"),
+        lambda f: f.to("numpy"),
+    ):
+        with pytest.raises(NotFittedError):
+            call(small())
+    assert not list(tmp_path.iterdir())
