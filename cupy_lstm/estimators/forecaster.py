@@ -86,7 +86,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         For each series how many rows, the first ones, the model and the scale were learned from.
     half_widths_ : array [S, horizon]
         Half width of the interval of each series at each step; on the host.
-    model_ : ForecastModel
+    network_ : ForecastModel
         The model itself.
     n_features_in_ : int
         Number of features.
@@ -414,7 +414,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         """Take over what was learned."""
         self._learned, self._form = learned, form
         self.history_ = learned.history
-        self.model_ = learned.model
+        self.network_ = learned.model
         self.view_ = learned.model.view
         self.context_ = learned.context
         self.training_rows_ = list(learned.training_rows)
