@@ -164,8 +164,6 @@ def read_panel(y: Any, X: Any, horizon: int) -> tuple[Panel, Form]:
         kind = "one" if read.values.ndim == 1 else "columns"
         columns = [read] if kind == "one" else read.columns()
         features = [None if X is None else _read("X", X, axes=(2,))] * len(columns)
-    if not columns:
-        raise DataError("y holds no series")
     parts = [_joined(series, beside) for series, beside in zip(columns, features, strict=True)]
     if len({part.shape[1] for part in parts}) > 1:
         raise DataError("X must have the same number of columns for each series")
