@@ -1,0 +1,43 @@
+"""What the site adds to the pages in this folder: those that lie elsewhere in the repository.
+
+A link in Markdown is a path in the repository, so that it works wherever the files are read. The
+site has `docs/` as its root, and what lies beside that folder in the same root: links lose their
+`../`, and in `README.md`, which becomes the first page, their `docs/`.
+"""
+
+import logging
+import re
+from pathlib import Path
+
+from mkdocs.structure.files import File
+
+ROOT = Path(__file__).resolve().parents[2]
+ELSEWHERE = [
+    "CHANGELOG.md",
+    "CONTRIBUTING.md",
+    "profiling/README.md",
+    *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("profiling/pictures/*.*"))),
+]
+
+log = logging.getLogger("mkdocs.hooks")
+
+
+def on_files(files, config):
+    """Add the files from elsewhere."""
+    files.append(File.generated(config, "index.md", abs_src_path=str(ROOT / "README.md")))
+    for path in ELSEWHERE:
+        files.append(File.generated(config, path, abs_src_path=str(ROOT / path)))
+    return files
+
+
+def on_page_markdown(markdown, page, config, files):
+    """Make the links those of the site."""
+    outside = "docs/" if page.file.src_uri == "index.md" else "../"
+    return re.sub(rf"\]\({re.escape(outside)}", "](", markdown)
+
+
+def on_post_page(output, page, config):
+    """Warn of what a browser would load from elsewhere: the site needs no network."""
+    for address in re.findall(r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"?(https?:[^\s\">]+)", output):
+        log.warning(f"{page.file.src_uri} loads {address}")
+    return output
