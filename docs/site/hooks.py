@@ -38,6 +38,8 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_post_page(output, page, config):
     """Warn of what a browser would load from elsewhere: the site needs no network."""
-    for address in re.findall(r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"?(https?:[^\s\">]+)", output):
+    for address in re.findall(
+        r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"?(https?:[^\s\">]+)", output
+    ):
         log.warning(f"{page.file.src_uri} loads {address}")
     return output
