@@ -19,6 +19,10 @@ ELSEWHERE = [
     *(str(path.relative_to(ROOT)) for path in sorted(ROOT.glob("profiling/pictures/*.*"))),
 ]
 
+LOADED = re.compile(
+    r"<(?:link|script|img|iframe)\b[^>]*?\b(?:href|src)=\"?((?:https?:)?//[^\s\">]+)"
+)
+
 log = logging.getLogger("mkdocs.hooks")
 
 
@@ -38,8 +42,6 @@ def on_page_markdown(markdown, page, config, files):
 
 def on_post_page(output, page, config):
     """Warn of what a browser would load from elsewhere: the site needs no network."""
-    for address in re.findall(
-        r"<(?:link|script|img|iframe)\b[^>]*?(?:href|src)=\"?(https?:[^\s\">]+)", output
-    ):
+    for address in LOADED.findall(output):
         log.warning(f"{page.file.src_uri} loads {address}")
     return output
