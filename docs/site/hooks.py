@@ -45,3 +45,9 @@ def on_post_page(output, page, config):
     for address in LOADED.findall(output):
         log.warning(f"{page.file.src_uri} loads {address}")
     return output
+
+
+def on_post_build(config):
+    """Remove the site map: without an address it is empty, but for the time of the build."""
+    for path in Path(config.site_dir).glob("sitemap.xml*"):
+        path.unlink()
