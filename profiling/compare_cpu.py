@@ -121,8 +121,8 @@ def main() -> None:
         folder = Path(name)
         processes = started_processes(options, folder, stack)
         versions = {library: process.hello["version"] for library, process in processes.items()}
-        heading = f"{machine(options)}; {', '.join(versions.values())}"
-        print(heading)
+        run = machine(options)
+        print(heading(run, versions))
         with tqdm.tqdm(total=len(options.jobs) * options.rounds, unit="round") as bar:
             for index, (case, mode) in enumerate(options.jobs):
                 bar.set_description(f"{mode}, {case.name}")
@@ -132,30 +132,33 @@ def main() -> None:
                 measurements += take_turns(
                     processes, ready, case, mode, options.rounds, options.seconds, bar.update
                 )
-    write_csv(measurements, versions, heading, options.out / "compare_cpu.csv")
-    report(measurements, [*versions], heading, options)
+    write_csv(measurements, versions, run, options.out / "compare_cpu.csv")
+    report(measurements, versions, run, options)
     print("", *left_out, sep="\n\n")
 
 
 def report(
-    measurements: list[Measurement], libraries: list[str], heading: str, options: argparse.Namespace
+    measurements: list[Measurement],
+    versions: dict[str, str],
+    run: str,
+    options: argparse.Namespace,
 ) -> None:
     """Print the tables, and draw the picture."""
     figures = summarize(measurements)
-    tables = [table(figures, mode, libraries) for mode in options.modes]
+    tables = [table(figures, mode, [*versions]) for mode in options.modes]
     print("", *tables, gemm_line(measurements), goal_lines(figures, GOALS), sep="\n\n")
-    draw(figures, heading, options.out / "compare_cpu.png")
+    draw(figures, heading(run, versions), options.out / "compare_cpu.png")
 
 
 def redraw(options: argparse.Namespace) -> None:
     """Print and draw what an earlier run wrote."""
-    measurements, versions, heading = read_csv(options.redraw)
+    measurements, versions, run = read_csv(options.redraw)
     chosen = {(case.name, mode) for case, mode in options.jobs}
-    print(heading)
+    print(heading(run, versions))
     report(
         [entry for entry in measurements if (entry.case.name, entry.mode) in chosen],
-        [*versions],
-        heading,
+        versions,
+        run,
         options,
     )
 
@@ -217,6 +220,10 @@ def started_processes(
     if len(processes) == 1:
         raise SystemExit("There is no other library to compare with.")
     return processes
+
+
+def heading(run: str, versions: dict[str, str]) -> str:
+    return f"{run}; {', '.join(versions.values())}"
 
 
 def machine(options: argparse.Namespace) -> str:

@@ -172,6 +172,12 @@ def test_csv_gives_back_every_case(tmp_path):
     assert read_csv(tmp_path / "a.csv")[0] == measurements
 
 
+def test_another_csv_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("case,ms\nT1,2.0\n")
+    with pytest.raises(SystemExit, match="no column 'run'"):
+        read_csv(tmp_path / "a.csv")
+
+
 def test_what_is_committed_can_be_redrawn(tmp_path, monkeypatch, capsys):
     committed = ROOT / "profiling/pictures/compare_cpu.csv"
     arguments = ["--redraw", str(committed), "--modes", "inference", "--out", str(tmp_path)]

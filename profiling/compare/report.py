@@ -94,16 +94,16 @@ def gemm_line(measurements: Sequence[Measurement]) -> str:
 
 
 def write_csv(
-    measurements: Iterable[Measurement], versions: dict[str, str], heading: str, path: Path
+    measurements: Iterable[Measurement], versions: dict[str, str], run: str, path: Path
 ) -> None:
-    """Write one line for each case, mode, library and round."""
+    """Write one line for each case, mode, library and round; `run` says when, where and how."""
     rows = [
         {
             "case": entry.case.name,
             **asdict(entry.case),
             **{name: value for name, value in vars(entry).items() if name != "case"},
             "version": versions[entry.library],
-            "run": heading,
+            "run": run,
         }
         for entry in measurements
     ]
@@ -114,9 +114,11 @@ def write_csv(
 
 
 def read_csv(path: Path) -> tuple[list[Measurement], dict[str, str], str]:
-    """Return the measurements, versions and heading that `write_csv` wrote."""
+    """Return the measurements, the versions, and what `run` says, as `write_csv` wrote them."""
     with path.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
+    if not rows or "run" not in rows[0]:
+        raise SystemExit(f"{path} has no column 'run': this script has not written it")
     measurements = [
         Measurement(
             Case(
