@@ -42,6 +42,11 @@ def blocks(text, language):
     ]
 
 
+def has_examples(page):
+    text = page.read_text(encoding="utf-8")
+    return bool(blocks(text, "python") + blocks(text, "console"))
+
+
 def is_missing(library):
     if library == "cupy" and find_library("cuda") is None:
         return True  # it may be installed for the test bed, which a page knows nothing of
@@ -83,7 +88,7 @@ def run(command, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", [page for page in PAGES if "```" in page.read_text()], ids=name_of)
+@pytest.mark.parametrize("page", filter(has_examples, PAGES), ids=name_of)
 def test_examples_run_and_print_what_they_say(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     code, missing = program(text)
@@ -105,7 +110,8 @@ def anchors(text):
     """Return the addresses of a page's headings, as the site and GitHub make them."""
     titles = re.findall(r"^#+ +(.*)$", FENCED.sub("", text), re.MULTILINE)
     plain = [re.sub(r"[^\w\- ]", "", title.lower()) for title in titles]
-    return {title.strip().replace(" ", "-") for title in plain}
+    names = re.findall(r"^::: (\S+)$", text, re.MULTILINE)
+    return {title.strip().replace(" ", "-") for title in plain} | set(names)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name_of)

@@ -1,8 +1,8 @@
 """What the site adds to the pages in this folder: those that lie elsewhere in the repository.
 
 A link in Markdown is a path in the repository, so that it works wherever the files are read. The
-site has `docs/` as its root, and what lies beside that folder in the same root: links lose their
-`../`, and in `README.md`, which becomes the first page, their `docs/`.
+site has the pages of `docs/` in its root, and what lies beside that folder there, too; `README.md` is
+its first page. So a link out of `docs/` has one `../` less on the site, one into it no `docs/`.
 """
 
 import logging
@@ -36,8 +36,10 @@ def on_files(files, config):
 
 def on_page_markdown(markdown, page, config, files):
     """Make the links those of the site."""
-    outside = "docs/" if page.file.src_uri == "index.md" else "../"
-    return re.sub(rf"\]\({re.escape(outside)}", "](", markdown)
+    address = page.file.src_uri
+    up = "../" * address.count("/")
+    outside = up + ("docs/" if address in ["index.md", *ELSEWHERE] else "../")
+    return re.sub(rf"\]\({re.escape(outside)}", f"]({up}", markdown)
 
 
 def on_post_page(output, page, config):
