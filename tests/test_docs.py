@@ -88,7 +88,7 @@ def run(command, folder):
     return done.stdout
 
 
-@pytest.mark.parametrize("page", filter(has_examples, PAGES), ids=name_of)
+@pytest.mark.parametrize("page", [*filter(has_examples, PAGES)], ids=name_of)
 def test_examples_run_and_print_what_they_say(page, tmp_path):
     text = page.read_text(encoding="utf-8")
     code, missing = program(text)

@@ -1,8 +1,8 @@
 """What the site adds to the pages in this folder: those that lie elsewhere in the repository.
 
 A link in Markdown is a path in the repository, so that it works wherever the files are read. The
-site has the pages of `docs/` in its root, and what lies beside that folder there, too; `README.md` is
-its first page. So a link out of `docs/` has one `../` less on the site, one into it no `docs/`.
+site has the pages of `docs/` in its root, and there, too, what lies beside that folder; `README.md`
+is its first page. So a link out of `docs/` has one `../` less on the site, one into it no `docs/`.
 """
 
 import logging
