@@ -46,7 +46,7 @@ from compare.case import Case
 from compare.figures import Goal, summarize
 from compare.libraries import LIBRARIES, Bridge
 from compare.processes import OURS, Measurement, Process, prepare, take_turns
-from compare.report import draw, gemm_line, goal_lines, table, write_csv
+from compare.report import draw, gemm_line, goal_lines, read_csv, table, write_csv
 from compare.worker import CLOCKS, serve
 
 SEQUENCES = (
@@ -106,6 +106,9 @@ def main() -> None:
     if options.worker:
         serve(options.worker, options.threads, options.engine, options.clock)
         return
+    if options.redraw:
+        redraw(options)
+        return
     try:
         import matplotlib  # noqa: F401 - missed before the measurements, not after
         import tqdm
@@ -118,8 +121,8 @@ def main() -> None:
         folder = Path(name)
         processes = started_processes(options, folder, stack)
         versions = {library: process.hello["version"] for library, process in processes.items()}
-        heading = f"{machine(options)}\n{', '.join(versions.values())}"
-        print(heading)
+        run = machine(options)
+        print(heading(run, versions))
         with tqdm.tqdm(total=len(options.jobs) * options.rounds, unit="round") as bar:
             for index, (case, mode) in enumerate(options.jobs):
                 bar.set_description(f"{mode}, {case.name}")
@@ -129,12 +132,35 @@ def main() -> None:
                 measurements += take_turns(
                     processes, ready, case, mode, options.rounds, options.seconds, bar.update
                 )
+    write_csv(measurements, versions, run, options.out / "compare_cpu.csv")
+    report(measurements, versions, run, options)
+    print("", *left_out, sep="\n\n")
+
+
+def report(
+    measurements: list[Measurement],
+    versions: dict[str, str],
+    run: str,
+    options: argparse.Namespace,
+) -> None:
+    """Print the tables, and draw the picture."""
     figures = summarize(measurements)
     tables = [table(figures, mode, [*versions]) for mode in options.modes]
-    goals = goal_lines(figures, GOALS)
-    print("", *tables, gemm_line(measurements), goals, *left_out, sep="\n\n")
-    write_csv(measurements, versions, options.out / "compare_cpu.csv")
-    draw(figures, heading, options.out / "compare_cpu.png")
+    print("", *tables, gemm_line(measurements), goal_lines(figures, GOALS), sep="\n\n")
+    draw(figures, heading(run, versions), options.out / "compare_cpu.png")
+
+
+def redraw(options: argparse.Namespace) -> None:
+    """Print and draw what an earlier run wrote."""
+    measurements, versions, run = read_csv(options.redraw)
+    chosen = {(case.name, mode) for case, mode in options.jobs}
+    print(heading(run, versions))
+    report(
+        [entry for entry in measurements if (entry.case.name, entry.mode) in chosen],
+        versions,
+        run,
+        options,
+    )
 
 
 def parsed_options() -> argparse.Namespace:
@@ -151,6 +177,7 @@ def parsed_options() -> argparse.Namespace:
     add("--cases", nargs="+", metavar="TEXT", default=[""], help="whose names hold one of these")
     add("--python", action="append", default=[], metavar="LIBRARY=PATH", help="interpreter of one")
     add("--out", type=Path, default=Path(), metavar="DIR", help="of CSV and PNG, default here")
+    add("--redraw", type=Path, metavar="CSV", help="measure nothing, draw what a run has written")
     add("--worker", choices=LIBRARIES, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.quick:
@@ -193,6 +220,10 @@ def started_processes(
     if len(processes) == 1:
         raise SystemExit("There is no other library to compare with.")
     return processes
+
+
+def heading(run: str, versions: dict[str, str]) -> str:
+    return f"{run}; {', '.join(versions.values())}"
 
 
 def machine(options: argparse.Namespace) -> str:

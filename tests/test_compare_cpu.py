@@ -20,9 +20,9 @@ from compare.case import Case
 from compare.figures import Goal, mean_ratio, summarize
 from compare.libraries import LIBRARIES, Bridge
 from compare.processes import TOLERANCE, Measurement, Process, prepare, take_turns
-from compare.report import aligned, draw, gemm_line, goal_lines, table, write_csv
+from compare.report import aligned, draw, gemm_line, goal_lines, read_csv, table, write_csv
 from compare.worker import difference
-from compare_cpu import GOALS, JOBS
+from compare_cpu import GOALS, JOBS, main
 
 CASE = Case(10, 2, 3, 4)
 WIDE = Case(10, 32, 256, 256)
@@ -151,21 +151,54 @@ def test_table_has_a_line_a_case_and_says_what_is_missing(figures):
 
 def test_csv_has_a_line_a_turn(tmp_path):
     measurements = measured(CASE, "inference", {"ours": [1.5, 2.5], "torch": [3.5, 4.5]})
-    write_csv(measurements, {"ours": "o 1", "torch": "t 2"}, tmp_path / "a.csv")
+    versions = {"ours": "o 1", "torch": "t 2"}
+    write_csv(measurements, versions, "a day, a machine", tmp_path / "a.csv")
     with (tmp_path / "a.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [float(row["ms"]) for row in rows] == [1.5, 2.5, 3.5, 4.5]
     assert [row["version"] for row in rows] == ["o 1", "o 1", "t 2", "t 2"]
     assert {(row["case"], row["H"], row["dtype"]) for row in rows} == {(CASE.name, "4", "float32")}
+    assert read_csv(tmp_path / "a.csv") == (measurements, versions, "a day, a machine")
 
 
-def test_picture_has_a_panel_a_mode(tmp_path, figures):
+def test_csv_gives_back_every_case(tmp_path):
+    cases = {case for cases in JOBS.values() for case in cases}
+    measurements = [
+        replace(entry, memory_mb=2.5)
+        for case in cases
+        for entry in measured(case, "training", {"ours": [1 / 3]})
+    ]
+    write_csv(measurements, {"ours": "o 1"}, "", tmp_path / "a.csv")
+    assert read_csv(tmp_path / "a.csv")[0] == measurements
+
+
+def test_another_csv_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("case,ms\nT1,2.0\n")
+    with pytest.raises(SystemExit, match="no column 'run'"):
+        read_csv(tmp_path / "a.csv")
+
+
+def test_what_is_committed_can_be_redrawn(tmp_path, monkeypatch, capsys):
+    committed = ROOT / "profiling/pictures/compare_cpu.csv"
+    arguments = ["--redraw", str(committed), "--modes", "inference", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", ["compare_cpu.py", *arguments])
+    main()
+    printed = capsys.readouterr().out
+    assert all(f"\n{case.name}  " in printed for case in JOBS["inference"])
+    assert "training, ms" not in printed
+    assert [path.name for path in tmp_path.iterdir()] == ["compare_cpu.png"]
+
+
+def test_picture_has_a_column_a_mode_and_a_row_a_case(tmp_path, figures):
     from matplotlib.image import imread
 
     draw(figures, "one", tmp_path / "one.png")
     stream = summarize(measured(CASE, "stream", {"ours": [1.0], "torch": [2.0]}))
     draw(figures + stream, "two", tmp_path / "two.png")
-    assert imread(tmp_path / "two.png").shape[0] > imread(tmp_path / "one.png").shape[0]
+    draw(figures[:1], "low", tmp_path / "low.png")
+    height, width, _ = imread(tmp_path / "one.png").shape
+    assert imread(tmp_path / "two.png").shape[1] > width
+    assert imread(tmp_path / "low.png").shape[0] < height
 
 
 class Answers:

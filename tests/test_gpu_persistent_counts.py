@@ -205,7 +205,7 @@ def test_a_graph_holds_the_whole_layer(cupy, dtype, direction, lengths):
 )
 @each_dtype
 def test_a_caller_may_capture_a_call_of_an_lstm(cupy, dtype, options, lengths):
-    """As the README has it: called once before, lengths on the device, the pool is kept."""
+    """As docs/engines.md has it: called once before, lengths on the device, the pool is kept."""
     lstm = LSTM(I, H, xp="cupy", dtype=dtype, seed=0, **options)
     rng, shape = np.random.default_rng(0), (T, B, I) if lstm.time_major else (B, T, I)
     x = cupy.zeros(shape, dtype)

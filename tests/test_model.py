@@ -219,9 +219,9 @@ def test_where_there_is_no_gpu_the_device_here_is_refused(monkeypatch):
         model.main(["--device", "here"])
 
 
-def test_the_capacities_in_the_readme_are_those_of_the_code(capsys):
+def test_the_capacities_in_the_documentation_are_those_of_the_code(capsys):
     model.main(["--capacity"])
     text = capsys.readouterr().out.strip()
     assert text == capacity_table()
     assert len(re.findall(r"^\| ", text, re.MULTILINE)) == 1 + len(CARDS)
-    assert text in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert text in (ROOT / "docs/engines.md").read_text(encoding="utf-8")

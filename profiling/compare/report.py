@@ -4,11 +4,17 @@ import csv
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from textwrap import fill
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from compare.case import Case
 from compare.figures import Figures, Goal, mean_ratio
 from compare.processes import OURS, Measurement
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 UNKNOWN = "n/a"
 FASTER, SLOWER = "#2a6f97", "#c8553d"
@@ -87,14 +93,17 @@ def gemm_line(measurements: Sequence[Measurement]) -> str:
     return f"NumPy's matrix product in the process of ours: {', '.join(words)}"
 
 
-def write_csv(measurements: Iterable[Measurement], versions: dict[str, str], path: Path) -> None:
-    """Write one line for each case, mode, library and round."""
+def write_csv(
+    measurements: Iterable[Measurement], versions: dict[str, str], run: str, path: Path
+) -> None:
+    """Write one line for each case, mode, library and round; `run` says when, where and how."""
     rows = [
         {
             "case": entry.case.name,
             **asdict(entry.case),
             **{name: value for name, value in vars(entry).items() if name != "case"},
             "version": versions[entry.library],
+            "run": run,
         }
         for entry in measurements
     ]
@@ -104,44 +113,74 @@ def write_csv(measurements: Iterable[Measurement], versions: dict[str, str], pat
         writer.writerows(rows)
 
 
+def read_csv(path: Path) -> tuple[list[Measurement], dict[str, str], str]:
+    """Return the measurements, the versions, and what `run` says, as `write_csv` wrote them."""
+    with path.open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    if not rows or "run" not in rows[0]:
+        raise SystemExit(f"{path} has no column 'run': this script has not written it")
+    measurements = [
+        Measurement(
+            Case(
+                *(int(row[size]) for size in ("T", "B", "I", "H", "L", "D")),
+                lengths=row["lengths"] == "True",
+                time_major=row["time_major"] == "True",
+                dtype=row["dtype"],
+            ),
+            row["mode"],
+            row["library"],
+            row["variant"],
+            int(row["round"]),
+            *(float(row[name]) for name in ("ms", "gemm_gflops")),
+            *(float(row[name]) if row[name] else None for name in ("memory_mb", "error")),
+        )
+        for row in rows
+    ]
+    return measurements, {row["library"]: row["version"] for row in rows}, rows[0]["run"]
+
+
 def draw(figures: Sequence[Figures], title: str, path: Path) -> None:
-    """Draw the ratio of each case as a bar that begins at 1, a panel a mode; needs matplotlib."""
+    """Draw the ratio of each case as a bar that begins at 1, a column a mode; needs matplotlib."""
     from matplotlib.figure import Figure
 
-    modes = list(dict.fromkeys(entry.mode for entry in figures if entry.ratios))
-    panels = [[e for e in figures if e.mode == mode and e.ratios][::-1] for mode in modes]
-    heights = [len(panel) + 1 for panel in panels]
-    picture = Figure(figsize=(10, 1.6 + 0.34 * sum(heights)), layout="constrained")
-    axes = picture.subplots(len(modes), 1, sharex=True, height_ratios=heights, squeeze=False)[:, 0]
-    ratios = [ratio for panel in panels for entry in panel for ratio in (*entry.quartiles, 1.0)]
-    for axis, panel, mode in zip(axes, panels, modes, strict=True):
-        for row, entry in enumerate(panel):
-            low, high = entry.quartiles
-            axis.barh(
-                row,
-                entry.ratio - 1,
-                left=1,
-                height=0.7,
-                color=FASTER if entry.ratio >= 1 else SLOWER,
-            )
-            axis.plot([low, high], [row, row], color="black", linewidth=1)
-            axis.annotate(
-                f"{entry.ratio:.2f} ({entry.best_peer})",
-                (max(high, 1), row),
-                xytext=(4, 0),
-                textcoords="offset points",
-                va="center",
-                fontsize=8,
-            )
+    compared = [entry for entry in figures if entry.ratios]
+    modes = list(dict.fromkeys(entry.mode for entry in compared))
+    names = list(dict.fromkeys(entry.case.name for entry in compared))
+    picture = Figure(figsize=(3.4 + 3.6 * len(modes), 1.7 + 0.3 * len(names)), layout="constrained")
+    axes = picture.subplots(1, len(modes), sharex=True, sharey=True, squeeze=False)[0]
+    for axis, mode in zip(axes, modes, strict=True):
         axis.axvline(1, color="black", linewidth=0.8)
-        axis.set_yticks(range(len(panel)), [entry.case.name for entry in panel], fontsize=8)
-        axis.set_ylim(-0.7, len(panel) - 0.3)
-        axis.set_title(mode, loc="left", fontsize=10)
+        for entry in compared:
+            if entry.mode == mode:
+                _bar(axis, names.index(entry.case.name), entry)
+        axis.set_title(mode, fontsize=10)
         axis.grid(axis="x", linewidth=0.4)
         axis.set_axisbelow(True)
-        axis.set_xscale("log", base=2)
-        axis.set_xlim(min(ratios) / 1.1, max(ratios) * 2.2)
-        axis.xaxis.set_major_formatter("{x:g}")
-    axes[-1].set_xlabel("time of the fastest other library / ours (line: quartiles over rounds)")
-    picture.suptitle(title, fontsize=9)
+    ends = [ratio for entry in compared for ratio in (*entry.quartiles, 1.0)]
+    axes[0].set_xscale("log", base=2)
+    axes[0].set_xlim(min(ends) / 1.15, max(ends) * 3)  # room for the names
+    axes[0].xaxis.set_major_formatter("{x:g}")
+    axes[0].set_yticks(range(len(names)), names, fontsize=8)
+    axes[0].set_ylim(len(names) - 0.4, -0.6)
+    picture.supxlabel(
+        "time of the fastest other library / ours: right of 1 ours is faster "
+        "(line: quartiles over the rounds)",
+        fontsize=9,
+    )
+    picture.suptitle(fill(title, 34 + 48 * len(modes)), fontsize=8)
     picture.savefig(path, dpi=150)
+
+
+def _bar(axis: "Axes", row: int, entry: Figures) -> None:
+    low, high = entry.quartiles
+    color = FASTER if entry.ratio >= 1 else SLOWER
+    axis.barh(row, entry.ratio - 1, left=1, height=0.7, color=color)
+    axis.plot([low, high], [row, row], color="black", linewidth=1)
+    axis.annotate(
+        f"{entry.ratio:.2f}  {entry.best_peer}",
+        (max(high, 1), row),
+        xytext=(4, 0),
+        textcoords="offset points",
+        va="center",
+        fontsize=8,
+    )
