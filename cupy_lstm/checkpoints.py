@@ -1,7 +1,8 @@
 """Checkpoints: files that a training goes on from after whatever has ended it."""
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from types import MappingProxyType
@@ -9,7 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from cupy_lstm.checks import checked_integer
 from cupy_lstm.description import description, difference
+from cupy_lstm.distributed.agreement import on_first
 from cupy_lstm.layer import Layer
+from cupy_lstm.replicas import replicate
 from cupy_lstm.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -142,11 +145,18 @@ class Saver:
         self._write()
 
     def _write(self) -> None:
-        if self._folder is None or self._written == self._place():
+        if self._folder is None:
+            return
+        if self._state.position.batch:
+            self._state.loss.gather()
+        on_first(self._state.communicator, partial(self._write_into, self._folder))
+
+    def _write_into(self, folder: "CheckpointFolder") -> None:
+        if self._written == self._place():
             return
         tensors, facts = self._state.capture()
         facts["made_of"] = self._made_of
-        self._folder.write(*self._place(), tensors, facts)
+        folder.write(*self._place(), tensors, facts)
         self._written = self._place()
 
     def _place(self) -> tuple[int, int]:
@@ -160,6 +170,7 @@ def opened(
     """Go on from the newest checkpoint, and yield what writes the next ones.
 
     The folder is locked until the training ends. Without checkpoints nothing is read or written.
+    Of several processes rank 0 alone reads and writes, and all go on from its state.
 
     Raises
     ------
@@ -175,6 +186,7 @@ def opened(
         If the newest checkpoint is of another training. Nothing is changed then.
     """
     if checkpoints is None:
+        replicate(state, loss)
         yield Saver(state)
         return
     if not isinstance(state.model, Layer):
@@ -185,6 +197,12 @@ def opened(
 
     folder = CheckpointFolder(checkpoints.folder, checkpoints.keep)
     saver = Saver(state, folder, checkpoints.every, description(state, loss))
-    with folder.opened():
-        saver.resume(epochs)
+    with ExitStack() as stack:
+
+        def begin() -> None:
+            stack.enter_context(folder.opened())
+            saver.resume(epochs)
+
+        on_first(state.communicator, begin)
+        replicate(state, loss)
         yield saver

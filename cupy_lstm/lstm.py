@@ -22,7 +22,7 @@ from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.explain import explain_plan
 from cupy_lstm.functional import lstm_backward, lstm_forward
-from cupy_lstm.modes import forced_engine, is_recording
+from cupy_lstm.modes import first_row, forced_engine, is_recording
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.stream import LSTMStream
@@ -368,7 +368,7 @@ class LSTM(RecordedLayer):
             call = self.dropout_calls
             self.dropout_calls = call + 1
         try:
-            yield Dropout(self.dropout, self.dropout_seed, call)
+            yield Dropout(self.dropout, self.dropout_seed, call, first_row())
         except BaseException:
             with self._recorder.exclusive():
                 if self.dropout_calls == call + 1:

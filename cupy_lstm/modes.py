@@ -1,6 +1,6 @@
-"""Switches of the calling context: whether calls are recorded, and which engine they must use.
+"""Switches of the calling context: whether calls are recorded, by which engine, on which rows.
 
-Both are context variables, so a thread or an asyncio task that sets one does not disturb the
+All are context variables, so a thread or an asyncio task that sets one does not disturb the
 others.
 """
 
@@ -10,6 +10,7 @@ from contextlib import ContextDecorator
 from contextvars import ContextVar
 from typing import Generic, Self, TypeVar
 
+from cupy_lstm.checks import checked_integer
 from cupy_lstm.plan import checked_engine
 
 Value = TypeVar("Value")
@@ -17,6 +18,7 @@ Function = TypeVar("Function", bound=Callable[..., object])
 
 _recording: ContextVar[tuple[bool, ...]] = ContextVar("cupy_lstm_recording", default=(True,))
 _engine: ContextVar[tuple[str, ...]] = ContextVar("cupy_lstm_engine", default=("auto",))
+_first_row: ContextVar[tuple[int, ...]] = ContextVar("cupy_lstm_first_row", default=(0,))
 
 
 class _Setting(ContextDecorator, Generic[Value]):
@@ -93,6 +95,27 @@ class engine(_Setting[str]):  # noqa: N801 - used like a keyword, as no_grad is
         super().__init__(_engine, checked_engine("engine", name))
 
 
+class rows_from(_Setting[int]):  # noqa: N801 - used like a keyword
+    """Say which row of a whole batch the first row of a call is, where a batch is divided.
+
+    Dropout is drawn by the row of the whole batch, so that dividing changes nothing. Local to the
+    current thread or asyncio task.
+
+    Parameters
+    ----------
+    first_row : int
+        Row of the whole batch, from 0.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is no integer, or negative.
+    """
+
+    def __init__(self, first_row: int) -> None:
+        super().__init__(_first_row, checked_integer("first_row", first_row, minimum=0))
+
+
 def is_recording() -> bool:
     """Say whether calls made here keep what a backward pass needs."""
     return _recording.get()[-1]
@@ -101,3 +124,8 @@ def is_recording() -> bool:
 def forced_engine() -> str:
     """Return the name given to `engine`, or ``"auto"``."""
     return _engine.get()[-1]
+
+
+def first_row() -> int:
+    """Return the number given to `rows_from`, or 0."""
+    return _first_row.get()[-1]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy
 
+from cupy_lstm.announcements import announce_gradients
 from cupy_lstm.backend import (
     Array,
     HostArray,
@@ -324,6 +325,7 @@ class Parameter:
         """Add to the gradient; `value` is an array like the weight."""
         self.buffer.make_gradient()[self.index] += value
         self.has_gradient = True
+        announce_gradients([self])
 
     def clear_gradient(self, set_to_zero: bool = True) -> None:
         """Forget the gradient.

@@ -73,6 +73,7 @@ STAGES = {
     "packing": Stage("packing", 0x8DA0CB, inner=True),
     "gradients": Stage("GEMM", 0xEBC23A, inner=True),
     "dropout": Stage("dropout", 0xCC79A7),
+    "gradient sums": Stage("communication", 0xAA4499),  # the wait for them, over processes
     "optimizer step": Stage("optimizer", 0x882255),
     "data loading": Stage("data", 0x44AA99),
 }

@@ -1,6 +1,7 @@
 """The training loop."""
 
 from collections.abc import Callable, Iterable, Iterator, Sized
+from functools import partial
 from typing import Any, Protocol, TypeAlias
 
 import numpy
@@ -8,8 +9,12 @@ import numpy
 from cupy_lstm.backend import Array, is_array, sum_dtype
 from cupy_lstm.checkpoints import CheckpointsLike, Saver, checked_checkpoints, opened
 from cupy_lstm.checks import checked_integer, checked_number
+from cupy_lstm.distributed.agreement import on_first
+from cupy_lstm.distributed.communicator import Communicator, SingleProcess, aborting
+from cupy_lstm.distributed.gradients import summed_gradients
+from cupy_lstm.distributed.shares import share_of
 from cupy_lstm.history import Callback, EpochRecord, History
-from cupy_lstm.modes import no_grad
+from cupy_lstm.modes import no_grad, rows_from
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.progress import progress_bar
@@ -65,6 +70,7 @@ def fit(
     callbacks: Iterable[Callback] = (),
     checkpoints: CheckpointsLike | None = None,
     progress: bool = True,
+    communicator: Communicator | None = None,
 ) -> History:
     """Train a model.
 
@@ -105,6 +111,12 @@ def fit(
         would have ended; a training that has come to its end is not repeated. See `Checkpoints`.
     progress : bool
         Whether to show a progress bar with the losses; needs tqdm, and without it shows nothing.
+    communicator : Communicator, optional
+        Processes that train this model together, usually ``launched()`` of
+        `cupy_lstm.distributed`: every one calls `fit` with the same arguments and computes its rows
+        of every batch. All start from the weights, optimiser and seeds of rank 0, end with the same
+        weights, and return the same history; progress, callbacks and checkpoints are those of rank
+        0. Default: this process alone.
 
     Returns
     -------
@@ -117,7 +129,9 @@ def fit(
         If an argument has the wrong type or an impossible value, or there are no batches, or the
         checkpoint that is there is of another training.
     RuntimeError
-        If another training uses the folder of checkpoints.
+        If another training uses the folder of checkpoints. Also in the other processes, if a
+        callback or a checkpoint raised in that of rank 0; any other error in one of several
+        processes ends all of them.
     OSError
         If a checkpoint cannot be written; those that were there stay.
     ImportError
@@ -137,20 +151,27 @@ def fit(
         _check_batches("validation", validation)
 
     state = TrainingState(
-        model, optimizer, batches, validation, min_delta=min_delta, keep_best=patience is not None
+        model,
+        optimizer,
+        batches,
+        validation,
+        min_delta=min_delta,
+        keep_best=patience is not None,
+        communicator=_checked_communicator(communicator),
     )
+    communicator = state.communicator
     came_in_training = model.training
     try:
         with (
             opened(checkpoints, state, loss, epochs) as saver,
-            progress_bar(epochs, progress, state.position.epoch) as show,
+            progress_bar(epochs, progress and communicator.rank == 0, state.position.epoch) as show,
         ):
-            while not state.is_over(epochs, patience):
+            while not on_first(communicator, partial(state.is_over, epochs, patience)):
                 _train(state, loss, saver)
                 record = _end_epoch(state, loss)
                 show(record)
-                verdicts = [callback(record) for callback in callbacks]
-                state.position.stopped = any(_means_stop(verdict) for verdict in verdicts)
+                stopped = on_first(communicator, partial(_stopped_by, callbacks, record))
+                state.position.stopped = stopped
                 saver.after_epoch()
             saver.finish()
     finally:
@@ -162,22 +183,27 @@ def fit(
 
 def _train(state: TrainingState, loss: Loss, saver: Saver) -> None:
     """Learn from the batches of an epoch, or from what is left of them."""
-    model, optimizer = state.model, state.optimizer
+    model, optimizer, communicator = state.model, state.optimizer, state.communicator
     model.train()
-    for batch in state.remaining_batches():
-        prediction, target, weights = _predict(model, batch)
-        value, gradient = _scaled(loss, prediction, target, weights, optimizer.loss_scale)
-        optimizer.clear_grad()
-        model.backward(gradient)
-        optimizer.step()
-        state.end_step(value, target)
-        saver.after_step()
+    with aborting(communicator):
+        for batch in state.remaining_batches():
+            share = share_of(batch, communicator)
+            with rows_from(share.first_row):
+                prediction, target, weights = _predict(model, share.batch)
+            scale = optimizer.loss_scale * share.weight
+            value, gradient = _scaled(loss, prediction, target, weights, scale)
+            optimizer.clear_grad()
+            with summed_gradients(communicator, optimizer.parameters):
+                model.backward(gradient)
+            optimizer.step()
+            state.end_step(value, target if share.weight else target[:0])
+            saver.after_step()
 
 
 def _end_epoch(state: TrainingState, loss: Loss) -> EpochRecord:
     """Validate, and read the losses of an epoch."""
     validation, epoch = state.validation, state.position.epoch
-    validated = None if validation is None else _validate(state.model, loss, validation)
+    validated = None if validation is None else _validate(state, loss)
     training_loss = state.loss.read("training", epoch)
     validation_loss = validated.read("validation", epoch) if validated else None
     return state.end_epoch(training_loss, validation_loss)
@@ -197,14 +223,16 @@ def _scaled(
     return value, gradient.astype(dtype, copy=False)
 
 
-def _validate(model: Model, loss: Loss, batches: BatchesLike) -> MeanLoss:
-    mean = MeanLoss()
-    model.eval()
-    with no_grad():
-        for batch in each_load(batches):
-            prediction, target, weights = _predict(model, batch)
-            value, _ = _scaled(loss, prediction, target, weights, 1)
-            mean.add(value, target)
+def _validate(state: TrainingState, loss: Loss) -> MeanLoss:
+    mean = MeanLoss(state.communicator)
+    state.model.eval()
+    with no_grad(), aborting(state.communicator):
+        for batch in each_load(state.validation):
+            share = share_of(batch, state.communicator)
+            if share.weight:
+                prediction, target, weights = _predict(state.model, share.batch)
+                value, _ = _scaled(loss, prediction, target, weights, 1)
+                mean.add(value, target)
     return mean
 
 
@@ -231,8 +259,25 @@ def _predict(model: Model, batch: object) -> tuple[Array, Array, Array | None]:
     return prediction, target, weights[0] if weights else None
 
 
+def _stopped_by(callbacks: list[Callback], record: EpochRecord) -> bool:
+    """Call all callbacks, and say whether one of them ends the training."""
+    verdicts = [callback(record) for callback in callbacks]
+    return any(_means_stop(verdict) for verdict in verdicts)
+
+
 def _means_stop(verdict: object) -> bool:
     return isinstance(verdict, bool | numpy.bool_) and not verdict
+
+
+def _checked_communicator(communicator: Communicator | None) -> Communicator:
+    if communicator is None:
+        return SingleProcess()
+    if not hasattr(communicator, "start_sum"):
+        raise TypeError(
+            "communicator must be a Communicator of cupy_lstm.distributed or None, "
+            f"received {type(communicator).__name__}"
+        )
+    return communicator
 
 
 def _checked_parts(

@@ -13,6 +13,8 @@ from math import inf, isfinite
 from typing import Any
 
 from cupy_lstm.backend import Array, array_module, is_array
+from cupy_lstm.distributed.agreement import summed
+from cupy_lstm.distributed.communicator import Communicator
 from cupy_lstm.history import EpochRecord, History
 from cupy_lstm.layer import Layer
 from cupy_lstm.lstm import LSTM
@@ -23,7 +25,8 @@ from cupy_lstm.ranges import each_load
 class MeanLoss:
     """Mean of a loss over the elements of all batches; stays on the device until it is read."""
 
-    def __init__(self, total: Array = 0.0, elements: int = 0) -> None:
+    def __init__(self, communicator: Communicator, total: Array = 0.0, elements: int = 0) -> None:
+        self._communicator = communicator
         self._total = total
         self._elements = elements
 
@@ -34,22 +37,27 @@ class MeanLoss:
         self._elements += target.size
 
     def sums(self) -> tuple[float, int]:
-        """Return the sum over all elements, and their number; synchronises on CuPy."""
+        """Return the sum over this process's elements, and their number; synchronises on CuPy."""
         self._total = float(self._total)
         return self._total, self._elements
 
+    def gather(self) -> tuple[float, int]:
+        """Return the sum over all processes' elements, and their number.
+
+        From here on rank 0 has all of it, and the others nothing: so a training goes on, bit for
+        bit, from what rank 0 has written down.
+        """
+        total, elements = summed(self._communicator, self.sums())
+        gathered = total, int(elements)
+        self._total, self._elements = gathered if self._communicator.rank == 0 else (0.0, 0)
+        return gathered
+
     def read(self, kind: str, epoch: int) -> float:
-        """Return the mean; synchronises on CuPy."""
-        total, elements = self.sums()
+        """Return the mean over all processes; synchronises on CuPy."""
+        total, elements = self.gather()
         if not elements:
             raise ValueError(f"there are no {kind} batches")
-        mean = total / elements
-        if not isfinite(mean):
-            raise FloatingPointError(
-                f"the {kind} loss of epoch {epoch} is {mean}: try a smaller learning rate, clip "
-                "the gradients, or look for infinities and NaN in the data"
-            )
-        return mean
+        return _finite(kind, epoch, total / elements)
 
 
 @dataclass
@@ -98,6 +106,8 @@ class TrainingState:
         How much smaller a loss must be to be better.
     keep_best : bool
         Whether to keep the weights of the best epoch.
+    communicator : Communicator
+        The processes that have this training together.
 
     Attributes
     ----------
@@ -116,13 +126,15 @@ class TrainingState:
         *,
         min_delta: float,
         keep_best: bool,
+        communicator: Communicator,
     ) -> None:
         self.model = model
         self.optimizer = optimizer
         self.batches = batches
         self.validation = validation
         self.position = Position()
-        self.loss = MeanLoss()
+        self.communicator = communicator
+        self.loss = MeanLoss(communicator)
         self.min_delta = min_delta
         self._best_weights: list[Array] | None = None
         self.keep_best = keep_best
@@ -138,7 +150,7 @@ class TrainingState:
         if not position.batch:
             position.learning_rate = self.optimizer.learning_rate
             position.orders = {name: _order(data) for name, data in self._ordered()}
-            self.loss = MeanLoss()
+            self.loss = MeanLoss(self.communicator)
         yield from islice(each_load(self.batches), position.batch, None)
 
     def end_step(self, value: Array, target: Array) -> None:
@@ -183,8 +195,9 @@ class TrainingState:
             If the loss of the running epoch is infinite or not a number so far.
         """
         position = self.position
+        sums = self.loss.sums() if position.batch else (0.0, 0)
         if position.batch:
-            self.loss.read("training", position.epoch)
+            _finite("training", position.epoch, sums[0] / sums[1])
         else:
             position.orders = {name: _order(data) for name, data in self._ordered()}
         optimizer = self.optimizer.state_dict()
@@ -195,7 +208,7 @@ class TrainingState:
             tensors |= {f"best.{name}": weight for name, weight in best}
         facts = {
             "position": asdict(position),
-            "loss": self.loss.sums() if position.batch else (0.0, 0),
+            "loss": sums,
             "optimizer": {key: value for key, value in optimizer.items() if not is_array(value)},
             "dropout": {name: _dropout(lstm) for name, lstm in self._lstms()},
             "frozen": [name for name, p in parameters.items() if not p.trainable],
@@ -233,7 +246,8 @@ class TrainingState:
                 setattr(lstm, key, value)
         self.position = Position(**facts["position"])
         self.position.history = History(**facts["position"]["history"])
-        self.loss = MeanLoss(*facts["loss"])
+        sums = facts["loss"] if self.communicator.rank == 0 else (0.0, 0)
+        self.loss = MeanLoss(self.communicator, *sums)
         self._best_weights = [best[name] for name in parameters] if best else None
         for name, data in self._ordered():
             for key, value in self.position.orders[name].items():
@@ -272,6 +286,16 @@ def _dropout(lstm: LSTM) -> dict[str, float]:
 
 def _order(data: Any) -> dict[str, int]:
     return {key: getattr(data, key) for key in ("seed", "epoch") if hasattr(data, key)}
+
+
+def _finite(kind: str, epoch: int, mean: float) -> float:
+    """Return a mean loss, or raise if it is none."""
+    if not isfinite(mean):
+        raise FloatingPointError(
+            f"the {kind} loss of epoch {epoch} is {mean}: try a smaller learning rate, clip "
+            "the gradients, or look for infinities and NaN in the data"
+        )
+    return mean
 
 
 def _kind(array: Array) -> str:

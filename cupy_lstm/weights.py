@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy
 
+from cupy_lstm.announcements import announce_gradients
 from cupy_lstm.initializer import Constant, Fans, Uniform
 from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
 from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
@@ -152,10 +153,11 @@ class LayerParameters:
         )
 
     def mark_gradients(self) -> None:
-        """Note that a backward pass has added to the gradients that are wanted."""
-        for parameters in self.kinds:
-            for parameter in parameters or ():
-                parameter.has_gradient |= parameter.trainable
+        """Note, and announce, that a backward pass has added to the gradients that are wanted."""
+        trainable = [p for kind in self.kinds for p in kind or () if p.trainable]
+        for parameter in trainable:
+            parameter.has_gradient = True
+        announce_gradients(trainable)
 
     def versions(self) -> tuple[int, ...]:
         """Return the versions of all buffers; they differ after any change of a weight."""

@@ -4,16 +4,17 @@ import copy
 from math import inf
 from typing import Any, Self
 
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cupy_lstm import training
 from cupy_lstm.backend import Array, HostArray, array_module, require_same_place
 from cupy_lstm.checks import checked_boolean, checked_number
 from cupy_lstm.clip import ClipGradByGlobalNorm
+from cupy_lstm.distributed.launcher import launched
 from cupy_lstm.estimators.fitted import NetworkEstimator
 from cupy_lstm.estimators.samples import Samples, checked_weights, split_rows
 from cupy_lstm.estimators.scaling import Scaling
+from cupy_lstm.estimators.seeds import agreed_seeds
 from cupy_lstm.estimators.sequences import Sequences, as_sequences
 from cupy_lstm.history import EpochRecord, History
 from cupy_lstm.modes import no_grad
@@ -91,8 +92,8 @@ class LSTMEstimator(NetworkEstimator):
         """
         fraction = checked_number("validation_fraction", self.validation_fraction, high=1)
         fresh = copy.copy(self)
-        seeds = check_random_state(self.random_state).randint(2**31 - 1, size=3).tolist()
         sequences = as_sequences(X, sequence_length)
+        seeds = agreed_seeds(self.random_state, 3, array_module(sequences.values))
         y = fresh._checked_targets(y, sequences)
         samples = fresh._begin(X, sequences, y, sample_weight, seeds[0], seeds[1]).normalised()
         rows, others = split_rows(len(samples), fraction, seeds[2], fresh._strata(y))
@@ -118,7 +119,7 @@ class LSTMEstimator(NetworkEstimator):
             if self._optimizer is None:
                 fresh._optimizer = fresh._new_optimizer()
         else:
-            seeds = check_random_state(self.random_state).randint(2**31 - 1, size=2).tolist()
+            seeds = agreed_seeds(self.random_state, 2, array_module(sequences.values))
             y = fresh._checked_targets(y, sequences)
             samples = fresh._begin(X, sequences, y, sample_weight, *seeds, **known)
             fresh.history_ = History()
@@ -201,6 +202,7 @@ class LSTMEstimator(NetworkEstimator):
             patience=patience,
             callbacks=self.callbacks,
             progress=self.progress,
+            communicator=launched(self.network_.xp),
         )
 
     # --- what was learnt ------------------------------------------------------------------------

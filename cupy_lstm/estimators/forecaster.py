@@ -8,12 +8,12 @@ from types import ModuleType
 from typing import Any, Self
 
 from sklearn.base import BaseEstimator
-from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 
 from cupy_lstm.backend import array_module, import_module, module_name
 from cupy_lstm.checks import checked_integer
 from cupy_lstm.estimators.picture import HistoryPlot
+from cupy_lstm.estimators.seeds import agreed_seeds
 from cupy_lstm.estimators.storage import (
     parameters_as_json,
     parameters_from_json,
@@ -168,7 +168,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         """
         seed = self.random_state
         if not isinstance(seed, Integral):
-            seed = check_random_state(seed).randint(2**31 - 1)
+            (seed,) = agreed_seeds(seed, 1)
         settings = checked_settings(
             self.get_params(deep=False), checked_integer("random_state", seed, 0)
         )

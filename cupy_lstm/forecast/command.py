@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cupy_lstm.backend import import_module, is_array, to_host
+from cupy_lstm.distributed.launcher import launched
 from cupy_lstm.forecast.backtest import MODEL_NAME, Backtest
 from cupy_lstm.forecast.baselines import estimate_period
 from cupy_lstm.forecast.device import choose_module
@@ -56,26 +57,40 @@ def run(arguments: argparse.Namespace) -> int:
         0; 2 after an error that the user can put right, said in a sentence on stderr; 130 after
         an interrupt. Unless it is 0, no file was written or changed.
     """
-    say: Say = (lambda text: None) if arguments.quiet else (lambda text: print(text, flush=True))
     try:
-        require_packages(arguments)
-        if arguments.predict is None:
-            _train_and_forecast(arguments, say)
-        else:
-            _predict(arguments, say)
-    except (DataError, FloatingPointError) as error:
+        communicator = launched()
+    except (ImportError, RuntimeError) as error:
         print(f"cupy_lstm forecast: {error}", file=sys.stderr)
         return FAILURE
+    code = _run(arguments, communicator.rank == 0)
+    if code:
+        communicator.abort()  # the others would wait for this one
+    return code
+
+
+def _run(arguments: argparse.Namespace, is_first: bool) -> int:
+    """Do what the options say, as one of several processes; the first one speaks and writes."""
+    quiet = arguments.quiet or not is_first
+    say: Say = (lambda text: None) if quiet else (lambda text: print(text, flush=True))
+    try:
+        require_packages(arguments)
+        forecast = _train_and_forecast if arguments.predict is None else _predict
+        writers = forecast(arguments, say)
+        if is_first:
+            _write(arguments.out, writers, say)
+    except (DataError, FloatingPointError) as error:
+        print(f"cupy_lstm forecast: {error}", file=sys.stderr, flush=True)
+        return FAILURE
     except MemoryError as error:
-        print(f"cupy_lstm forecast: not enough memory: {error}", file=sys.stderr)
+        print(f"cupy_lstm forecast: not enough memory: {error}", file=sys.stderr, flush=True)
         return FAILURE
     except KeyboardInterrupt:
-        print("cupy_lstm forecast: interrupted, nothing was written", file=sys.stderr)
+        print("cupy_lstm forecast: interrupted, nothing was written", file=sys.stderr, flush=True)
         return INTERRUPTED
     return 0
 
 
-def _train_and_forecast(arguments: argparse.Namespace, say: Say) -> None:
+def _train_and_forecast(arguments: argparse.Namespace, say: Say) -> dict[str, Writer]:
     from cupy_lstm.estimators import LSTMForecaster
 
     check_folder(arguments.out, (TABLE, PICTURE, MODEL))
@@ -92,6 +107,7 @@ def _train_and_forecast(arguments: argparse.Namespace, say: Say) -> None:
         f"{' (estimated)' if arguments.period is None else ''}, seed {parameters['random_state']}\n"
         "training two models, one that sees changes since the last row, one that sees levels"
     )
+    launched(module)  # on several GPUs, takes one before arrays are made
     began = time.perf_counter()
     forecaster = LSTMForecaster(**parameters, progress=not arguments.quiet)
     y, X = _placed(series.y, module), _placed(series.X, module)
@@ -119,10 +135,7 @@ def _train_and_forecast(arguments: argparse.Namespace, say: Say) -> None:
         step=series.spacing.length,
     )
     outlooks = _outlooks(series, forecaster, forecaster.predict(y, X), split, backtests)
-    writers = _writers(outlooks) | {
-        MODEL: lambda path: forecaster.save(path, notes=notes.as_dict())
-    }
-    _write(arguments.out, writers, say)
+    return _writers(outlooks) | {MODEL: lambda path: forecaster.save(path, notes=notes.as_dict())}
 
 
 def _periods(series: Series, split: Split, horizon: int, given: int | None) -> list[int]:
@@ -140,7 +153,7 @@ def _periods(series: Series, split: Split, horizon: int, given: int | None) -> l
     ]
 
 
-def _predict(arguments: argparse.Namespace, say: Say) -> None:
+def _predict(arguments: argparse.Namespace, say: Say) -> dict[str, Writer]:
     from cupy_lstm.estimators import LSTMForecaster
 
     check_folder(arguments.out, (TABLE, PICTURE))
@@ -162,7 +175,7 @@ def _predict(arguments: argparse.Namespace, say: Say) -> None:
         f"{context} rows with {arguments.predict}, on {place}\n"
     )
     future = forecaster.predict(_placed(series.y, module), _placed(series.X, module))
-    _write(arguments.out, _writers(_outlooks(series, forecaster, future)), say)
+    return _writers(_outlooks(series, forecaster, future))
 
 
 def _placed(table: "pandas.DataFrame | None", module: str) -> Any:

@@ -10,6 +10,7 @@ from types import ModuleType
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module, require_same_place, to_host
+from cupy_lstm.distributed.launcher import launched
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.evaluation import (
     check_rows,
@@ -194,5 +195,6 @@ def _train(
         patience=settings.patience,
         callbacks=settings.callbacks,
         progress=settings.progress,
+        communicator=launched(model.xp),
     )
     return model, history
