@@ -138,8 +138,8 @@ class SegmentBatches:
 
     Attributes
     ----------
-    epoch : int
-        Number of the next epoch, as of `Batches`.
+    seed, epoch : int
+        Seed of the orders, and number of the next epoch, as of `Batches`.
 
     Raises
     ------
@@ -179,6 +179,15 @@ class SegmentBatches:
         self._inputs, self._targets = inputs, targets
         rows = array_module(inputs).arange(len(inputs))
         self._rows = Batches(rows, rows, batch_size, shuffle=shuffle, seed=seed)
+
+    @property
+    def seed(self) -> int:
+        """Seed of the orders."""
+        return self._rows.seed
+
+    @seed.setter
+    def seed(self, value: int) -> None:
+        self._rows.seed = checked_integer("seed", value, 0)
 
     @property
     def epoch(self) -> int:

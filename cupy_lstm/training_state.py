@@ -2,8 +2,8 @@
 
 What is written is a pair: `tensors`, the arrays by name, and `facts`, everything else as JSON takes
 it. Between them they hold the weights and what is frozen, the state of the optimiser, the keys of
-the dropout masks, the order of the batches and the place in it, the sums of the running epoch's
-loss, the history, and the best weights so far.
+the dropout masks, the order of the batches and the place in it, the states that layers carry from
+batch to batch, the sums of the running epoch's loss, the history, and the best weights so far.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +20,7 @@ from cupy_lstm.layer import Layer
 from cupy_lstm.lstm import LSTM
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.ranges import each_load
+from cupy_lstm.segments import StatefulLSTM
 
 
 class MeanLoss:
@@ -193,6 +194,8 @@ class TrainingState:
         ------
         FloatingPointError
             If the loss of the running epoch is infinite or not a number so far.
+        ValueError
+            Within an epoch, if each of several processes carries states of its own.
         """
         position = self.position
         sums = self.loss.sums() if position.batch else (0.0, 0)
@@ -206,6 +209,7 @@ class TrainingState:
         if self._best_weights is not None:
             best = zip(parameters, self._best_weights, strict=True)
             tensors |= {f"best.{name}": weight for name, weight in best}
+        tensors |= self._carried()
         facts = {
             "position": asdict(position),
             "loss": sums,
@@ -224,9 +228,13 @@ class TrainingState:
         ValueError
             If arrays are missing, unknown, or of another shape or dtype. Nothing is changed then.
         """
-        best = {name.removeprefix("best."): a for name, a in tensors.items() if _is_best(name)}
+        best, carried = _below("best.", tensors), _below("carried.", tensors)
         expected = {name: _kind(array) for name, array in self._tensors().items()}
-        found = {name: _kind(array) for name, array in tensors.items() if not _is_best(name)}
+        found = {
+            name: _kind(array)
+            for name, array in tensors.items()
+            if not name.startswith(("best.", "carried."))
+        }
         for name in {**expected, **found}:
             if expected.get(name) != found.get(name):
                 raise ValueError(
@@ -244,6 +252,10 @@ class TrainingState:
         for name, lstm in self._lstms():
             for key, value in facts["dropout"][name].items():
                 setattr(lstm, key, value)
+        for name, layer in self._stateful():
+            xp, states = layer.xp, [carried.get(f"{name}.{state}") for state in "hc"]
+            h, c = (None if state is None else xp.asarray(state).copy() for state in states)
+            layer.states = None if h is None else (h, c)
         self.position = Position(**facts["position"])
         self.position.history = History(**facts["position"]["history"])
         sums = facts["loss"] if self.communicator.rank == 0 else (0.0, 0)
@@ -260,6 +272,24 @@ class TrainingState:
                 tensors[f"optimizer.{name}"] = value
         return tensors
 
+    def _carried(self) -> dict[str, Array]:
+        """Return the states that layers carry from batch to batch."""
+        carried = {
+            f"carried.{name}.{state}": array
+            for name, layer in self._stateful()
+            if layer.states is not None
+            for state, array in zip("hc", layer.states, strict=True)
+        }
+        if self.communicator.size == 1:
+            return carried
+        # After an epoch, the next one begins with the first steps of its series.
+        if carried and self.position.batch:
+            raise ValueError(
+                "a checkpoint within an epoch cannot hold the states that every process carries "
+                "for its own rows: leave out every= of Checkpoints, for one after each epoch"
+            )
+        return {}
+
     def _best_loss(self) -> float:
         watched = self.history.validation_loss or self.history.loss
         return watched[self.history.best_epoch] if watched else inf
@@ -267,6 +297,10 @@ class TrainingState:
     def _lstms(self) -> Iterator[tuple[str, LSTM]]:
         layers = named_layers(self.model)
         return ((name, layer) for name, layer in layers if isinstance(layer, LSTM))
+
+    def _stateful(self) -> Iterator[tuple[str, StatefulLSTM]]:
+        layers = named_layers(self.model)
+        return ((name, layer) for name, layer in layers if isinstance(layer, StatefulLSTM))
 
     def _ordered(self) -> Iterator[tuple[str, Any]]:
         named = {"batches": self.batches, "validation": self.validation}
@@ -300,10 +334,6 @@ def _finite(kind: str, epoch: int, mean: float) -> float:
 
 def _kind(array: Array) -> str:
     return f"{array.dtype} {list(array.shape)}"
-
-
-def _is_best(name: str) -> bool:
-    return name.startswith("best.")
 
 
 def _below(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:

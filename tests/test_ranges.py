@@ -286,7 +286,7 @@ def test_reading_a_series_is_data_loading(domain, tmp_path):
     pytest.importorskip("statsmodels", reason="statsmodels is not installed")
     path = tmp_path / "series.csv"
     path.write_text("day,value\n1,2.0\n2,3.0\n3,2.5\n")
-    read_series(path, "day", ["value"])
+    read_series(path, "day", ["value"], [])
     built_in_series("sunspots")
     assert domain.roots == leaf("data loading", "data loading")
 

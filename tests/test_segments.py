@@ -7,6 +7,7 @@ from cupy_lstm import (
     LSTM,
     SGD,
     Adam,
+    Checkpoints,
     Layer,
     Linear,
     SegmentBatches,
@@ -124,6 +125,44 @@ def test_fit_is_the_loop_written_out():
             optimizer.step()
     for name, weight in model.state_dict().items():
         assert np.array_equal(weight, other.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("stop", [1, 4, 7])
+def test_a_training_goes_on_within_a_series(tmp_path, stop):
+    """The states that are carried are in the checkpoint."""
+
+    def train(folder=None, killed_after=None, seed=3):
+        model = Tagger()
+        optimizer = Adam(0.01, model.parameters())
+        batches = SegmentBatches(*series(), 5, 2, shuffle=True, seed=seed)
+        step, done = optimizer.step, []
+
+        def counted():
+            if len(done) == killed_after:
+                raise KeyboardInterrupt
+            done.append(step())
+
+        optimizer.step = counted
+        checkpoints = None if folder is None else Checkpoints(folder, every=1)
+        fit(
+            model,
+            mse_loss,
+            optimizer,
+            batches,
+            epochs=2,
+            checkpoints=checkpoints,
+            progress=False,
+        )
+        return model
+
+    expected = train()
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path, killed_after=stop)
+    resumed = train(tmp_path, seed=None)  # the seed in use is in the checkpoint
+    for name, weight in expected.state_dict().items():
+        assert np.array_equal(weight, resumed.state_dict()[name]), name
+    for one, other in zip(expected.lstm.states, resumed.lstm.states, strict=True):
+        assert np.array_equal(one, other)
 
 
 def test_it_learns_what_lies_before_the_segment():

@@ -33,7 +33,9 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
     class_weight : dict of label to float, ``"balanced"`` or None
         Factor of the weights of all samples of a class; balanced: inverse to how many they are.
         What a dict leaves out counts 1.
-    hidden_size, num_layers, direction, dropout, learning_rate, weight_decay, clip_norm : optional
+    hidden_size, num_layers, direction, dropout, bptt_steps : optional
+        As of `LSTMRegressor`.
+    learning_rate, weight_decay, clip_norm : optional
         As of `LSTMRegressor`.
     batch_size, epochs, patience, standardize, dtype, random_state, callbacks, progress : optional
         As of `LSTMRegressor`.
@@ -66,6 +68,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         num_layers: int = 1,
         direction: str = "forward",
         dropout: float = 0.0,
+        bptt_steps: int | None = None,
         class_weight: Mapping[Any, float] | str | None = None,
         learning_rate: float | Schedule = 0.003,
         weight_decay: float = 0.0,
@@ -85,6 +88,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
             num_layers=num_layers,
             direction=direction,
             dropout=dropout,
+            bptt_steps=bptt_steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip_norm=clip_norm,

@@ -56,6 +56,7 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
         num_layers: int,
         direction: str,
         dropout: float,
+        bptt_steps: int | None,
         learning_rate: float | Schedule,
         weight_decay: float,
         clip_norm: float | None,
@@ -73,6 +74,7 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
         self.num_layers = num_layers
         self.direction = direction
         self.dropout = dropout
+        self.bptt_steps = bptt_steps
         self.learning_rate = learning_rate
         self.weight_decay = weight_decay
         self.clip_norm = clip_norm
@@ -104,6 +106,7 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
             num_layers=self.num_layers,
             direction=self.direction,
             dropout=self.dropout,
+            bptt_steps=self.bptt_steps,
             dtype=self.dtype,
             xp=xp,
             seed=seed,

@@ -6,10 +6,12 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import Array, array_module
+from cupy_lstm.checks import checked_integer
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.layer import Layer
 from cupy_lstm.linear import Linear
 from cupy_lstm.lstm import LSTM
+from cupy_lstm.modes import no_grad
 
 
 class SequenceNetwork(Layer):
@@ -23,10 +25,19 @@ class SequenceNetwork(Layer):
         As of `LSTM`; both directions' h are joined.
     dropout : float
         As of `LSTM`, and of the final h, too.
+    bptt_steps : int or None
+        In training gradients go back through the last steps of each sequence alone, so many; the
+        states come through all (truncated backpropagation, Williams and Peng, 1990). None: all.
     dtype, xp : optional
         As of `Layer`.
     seed : int
         Seed of the weights and of dropout.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument has the wrong type or an impossible value, or `bptt_steps` is given for both
+        directions.
     """
 
     def __init__(
@@ -38,6 +49,7 @@ class SequenceNetwork(Layer):
         num_layers: int = 1,
         direction: str = "forward",
         dropout: float = 0.0,
+        bptt_steps: int | None = None,
         dtype: Any = "float32",
         xp: str | ModuleType = "numpy",
         seed: int = 0,
@@ -55,19 +67,27 @@ class SequenceNetwork(Layer):
             **place,
         )
         self.head = Linear(self.lstm.num_directions * hidden_size, outputs, seed=head_seed, **place)
+        if bptt_steps is not None:
+            bptt_steps = checked_integer("bptt_steps", bptt_steps)
+            if self.lstm.num_directions != 1:
+                raise ValueError(
+                    "bptt_steps must be None where direction is 'bidirectional': the reverse "
+                    "direction reads the last steps first"
+                )
+        self.bptt_steps = bptt_steps
         self._last_dropout: Dropout | None = None
 
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
         """Return outputs [B,O] for inputs [B,T,I] and valid lengths [B]."""
         lstm, xp = self.lstm, array_module(x)
         call = lstm.dropout_calls
-        _, (h, _) = lstm(x, None, lengths)
+        h = self._final_h(x, lengths)
         # The final states of the last layer, both directions beside each other.
         kept = xp.ascontiguousarray(xp.moveaxis(h[-lstm.num_directions :], 0, 1))
         kept = kept.reshape(len(x), self.head.in_features)
         self._last_dropout = None
         if self.training and lstm.dropout > 0:
-            lstm.dropout_calls = call + 1
+            lstm.dropout_calls = max(lstm.dropout_calls, call + 1)
             self._last_dropout = Dropout(lstm.dropout, lstm.dropout_seed, call)
             self._drop(kept)
         return self.head(kept)
@@ -81,6 +101,22 @@ class SequenceNetwork(Layer):
         dh = xp.zeros((L * D, len(dkept), H), dkept.dtype)
         dh[-D:] = xp.moveaxis(dkept.reshape(-1, D, H), 1, 0)
         lstm.backward(None, (dh, None))
+
+    def _final_h(self, x: Array, lengths: Array | None) -> Array:
+        """Return h [L*D,B,H] after the last valid step of each sequence."""
+        lstm, last, xp, T = self.lstm, self.bptt_steps, array_module(x), x.shape[1]
+        states = None
+        if self.training and last is not None and last < T:
+            before = None if lengths is None else xp.maximum(lengths - last, 0)
+            with no_grad():
+                _, states = lstm(x[:, : T - last], None, before)
+            if before is None:
+                x = x[:, T - last :]
+            else:
+                steps = before[:, None] + xp.arange(last)
+                x = xp.take_along_axis(x, steps[..., None], axis=1)
+                lengths = xp.minimum(lengths, last)
+        return lstm(x, states, lengths)[1][0]
 
     def _drop(self, array: Array) -> None:
         """Drop elements [B,D*H] of what the head reads, or of its gradient, in place."""

@@ -41,6 +41,9 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         ``"forward"``, or ``"bidirectional"``: read from the end, too.
     dropout : float
         Probability of dropping an element between layers and before the linear one, in training.
+    bptt_steps : int or None
+        In training, gradients go back through the last so many steps of each sequence, and memory
+        is needed for these alone; None: through all. Not with both directions.
     loss : str or callable
         ``"mse"``, ``"mae"``, ``"huber"``, or a function as of `cupy_lstm.fit`.
     learning_rate : float or Schedule
@@ -104,6 +107,7 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         num_layers: int = 1,
         direction: str = "forward",
         dropout: float = 0.0,
+        bptt_steps: int | None = None,
         loss: str | Loss = "mse",
         learning_rate: float | Schedule = 0.003,
         weight_decay: float = 0.0,
@@ -123,6 +127,7 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
             num_layers=num_layers,
             direction=direction,
             dropout=dropout,
+            bptt_steps=bptt_steps,
             learning_rate=learning_rate,
             weight_decay=weight_decay,
             clip_norm=clip_norm,
