@@ -12,7 +12,7 @@ from cupy_lstm.checks import checked_integer
 from cupy_lstm.description import description, difference
 from cupy_lstm.distributed.agreement import on_first
 from cupy_lstm.layer import Layer
-from cupy_lstm.replicas import replicate
+from cupy_lstm.replicas import replicate, require_alike
 from cupy_lstm.training_state import TrainingState
 
 if TYPE_CHECKING:
@@ -185,8 +185,14 @@ def opened(
     ValueError
         If the newest checkpoint is of another training. Nothing is changed then.
     """
+    options = {
+        "checkpoints": "none" if checkpoints is None else "some",
+        "checkpoints.every": None if checkpoints is None else checkpoints.every,
+    }
+    # Before anything is read: a state that rank 0 goes on from is no difference.
+    require_alike(state, loss, options)
     if checkpoints is None:
-        replicate(state, loss)
+        replicate(state)
         yield Saver(state)
         return
     if not isinstance(state.model, Layer):
@@ -204,5 +210,5 @@ def opened(
             saver.resume(epochs)
 
         on_first(state.communicator, begin)
-        replicate(state, loss)
+        replicate(state)
         yield saver

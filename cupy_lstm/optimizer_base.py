@@ -233,6 +233,7 @@ class Optimizer(ABC):
         if not callable(self._learning_rate):
             state["learning_rate"] = self._learning_rate
         for key, memory in self._keyed():
+            memory.weight()  # a master that is older than its weight is made anew
             state[f"{key}.updates"] = memory.updates
             state |= {f"{key}.{name}": array for name, array in memory.arrays.items()}
         return state

@@ -1,5 +1,6 @@
-"""Processes that train together start from the same state: that of rank 0."""
+"""Processes that train together are in the same state: that of rank 0."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from cupy_lstm.backend import Array
@@ -11,22 +12,24 @@ from cupy_lstm.layer import Layer
 from cupy_lstm.training_state import TrainingState
 
 
-def replicate(state: TrainingState, loss: object) -> None:
-    """Give all processes the state of rank 0: weights, optimiser, seeds, and where it stands.
-
-    A process with another training ends all of them, with a message that says what differs.
+def require_alike(state: TrainingState, loss: object, options: Mapping[str, Any]) -> None:
+    """End all processes if one of them has another training, saying what differs.
 
     Parameters
     ----------
     state : TrainingState
-        Of this process; overwritten unless it is that of rank 0.
+        Of this process.
     loss : object
-        What is trained for, to be compared.
+        What is trained for.
+    options : mapping of str to bool, int, str or None
+        What else all must have in common, by name.
 
     Raises
     ------
     TypeError
         If the model is no layer, whose names and seeds are known.
+    ValueError
+        In the process that differs from rank 0.
     """
     communicator = state.communicator
     if communicator.size == 1:
@@ -37,7 +40,29 @@ def replicate(state: TrainingState, loss: object) -> None:
             f"{type(state.model).__name__}"
         )
     with aborting(communicator):
-        _require_alike(state, loss)
+        mine = description(state, loss) | dict(options)
+        shapes = {name: list(p.shape) for name, p in state.model.named_parameters()}
+        mine |= {f"shape of {name}": shape for name, shape in shapes.items()}
+        other = difference(on_first(communicator, lambda: mine), mine)
+        if other is not None:
+            raise ValueError(
+                f"all processes must train the same, but rank {communicator.rank} differs from "
+                f"rank 0: {other} (set {ALONE}=1 if each process shall train a model of its own)"
+            )
+
+
+def replicate(state: TrainingState) -> None:
+    """Give all processes the state of rank 0: weights, optimiser, seeds, and where it stands.
+
+    Parameters
+    ----------
+    state : TrainingState
+        Of this process; overwritten unless it is that of rank 0.
+    """
+    communicator = state.communicator
+    if communicator.size == 1:
+        return
+    with aborting(communicator):
         tensors, facts = state.capture()
         names, facts = on_first(communicator, lambda: [list(tensors), facts])
         received = {name: _received(state, name, tensors) for name in names}
@@ -53,15 +78,3 @@ def _received(state: TrainingState, name: str, tensors: dict[str, Array]) -> Arr
     # As bytes: neither MPI nor NCCL knows every dtype.
     state.communicator.broadcast(array.reshape(-1).view("uint8"))
     return array
-
-
-def _require_alike(state: TrainingState, loss: object) -> None:
-    mine: dict[str, Any] = description(state, loss)
-    shapes = {name: list(p.shape) for name, p in state.model.named_parameters()}
-    mine |= {f"shape of {name}": shape for name, shape in shapes.items()}
-    other = difference(on_first(state.communicator, lambda: mine), mine)
-    if other is not None:
-        raise ValueError(
-            f"all processes must train the same, but rank {state.communicator.rank} differs from "
-            f"rank 0: {other} (set {ALONE}=1 if each process shall train a model of its own)"
-        )

@@ -19,6 +19,7 @@ from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.progress import progress_bar
 from cupy_lstm.ranges import each_load
+from cupy_lstm.replicas import replicate
 from cupy_lstm.training_state import MeanLoss, TrainingState
 from cupy_lstm.windows import Inputs
 
@@ -116,7 +117,8 @@ def fit(
         `cupy_lstm.distributed`: every one calls `fit` with the same arguments and computes its rows
         of every batch. All start from the weights, optimiser and seeds of rank 0, end with the same
         weights, and return the same history; progress, callbacks and checkpoints are those of rank
-        0. Default: this process alone.
+        0, and what a callback changes there (weights, what is frozen, the learning rate) reaches
+        the others. Default: this process alone.
 
     Returns
     -------
@@ -170,8 +172,7 @@ def fit(
                 _train(state, loss, saver)
                 record = _end_epoch(state, loss)
                 show(record)
-                stopped = on_first(communicator, partial(_stopped_by, callbacks, record))
-                state.position.stopped = stopped
+                _call_back(state, callbacks, record)
                 saver.after_epoch()
             saver.finish()
     finally:
@@ -259,10 +260,16 @@ def _predict(model: Model, batch: object) -> tuple[Array, Array, Array | None]:
     return prediction, target, weights[0] if weights else None
 
 
-def _stopped_by(callbacks: list[Callback], record: EpochRecord) -> bool:
-    """Call all callbacks, and say whether one of them ends the training."""
-    verdicts = [callback(record) for callback in callbacks]
-    return any(_means_stop(verdict) for verdict in verdicts)
+def _call_back(state: TrainingState, callbacks: list[Callback], record: EpochRecord) -> None:
+    """Call all callbacks on rank 0; every process takes over what they decide and change."""
+
+    def call() -> list[bool]:
+        verdicts = [callback(record) for callback in callbacks]
+        return [any(_means_stop(verdict) for verdict in verdicts), bool(callbacks)]
+
+    state.position.stopped, called = on_first(state.communicator, call)
+    if called:
+        replicate(state)
 
 
 def _means_stop(verdict: object) -> bool:

@@ -134,6 +134,15 @@ def test_a_weight_that_is_set_goes_to_the_master(cupy, dtype):
         assert weight.data.astype("float32").item() == value - 0.25
 
 
+@each_half
+def test_a_weight_that_was_set_is_in_the_state(cupy, dtype):
+    """The master there is that of the weight, not what it was before."""
+    weight = Parameter(Buffer(cupy.ones((1, 1), storage(dtype))), 0, "w", Problem().attrs[0])
+    optimizer = SGD(0.25, [weight])
+    weight.set_value(cupy.full(1, 4.0, storage(dtype)))
+    assert optimizer.state_dict()["0.w.master"].item() == 4
+
+
 @each_dtype
 @pytest.mark.parametrize("kind", [SGD, Adam, AdamW])
 def test_the_loss_scale_is_taken_out_again(cupy, kind, dtype):
