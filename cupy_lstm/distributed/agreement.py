@@ -30,20 +30,20 @@ def on_first(communicator: Communicator, function: Callable[[], Any]) -> Any:
     Raises
     ------
     BaseException
-        On rank 0, what `function` raised.
+        On rank 0, what `function` raised; a TypeError if it returned something else.
     RuntimeError
         That it did, on the others.
     """
     if communicator.size == 1:
         return function()
-    value = raised = None
+    text, raised = "", None
     if communicator.rank == 0:
         try:
-            value = function()
+            text = json.dumps([function(), None])
         except BaseException as error:
             raised = error
-    words = None if raised is None else f"{type(raised).__name__}: {raised}"
-    value, words = _broadcast(communicator, [value, words])
+            text = json.dumps([None, f"{type(error).__name__}: {error}"])
+    value, words = json.loads(_broadcast(communicator, text))
     if raised is not None:
         raise raised
     if words is not None:
@@ -51,14 +51,14 @@ def on_first(communicator: Communicator, function: Callable[[], Any]) -> Any:
     return value
 
 
-def _broadcast(communicator: Communicator, value: Any) -> Any:
-    """Return the value of rank 0, sent as JSON: its length, then its bytes."""
+def _broadcast(communicator: Communicator, text: str) -> str:
+    """Return the text of rank 0: its length is sent, then its bytes."""
     xp = communicator.xp
-    text = numpy.frombuffer(json.dumps(value).encode(), "uint8")
-    length = xp.asarray(numpy.array([text.size], "int64"))
+    sent = numpy.frombuffer(text.encode(), "uint8")
+    length = xp.asarray(numpy.array([sent.size], "int64"))
     communicator.broadcast(length)
     data = xp.zeros(int(length[0]), "uint8")
     if communicator.rank == 0:
-        data[:] = xp.asarray(text)
+        data[:] = xp.asarray(sent)
     communicator.broadcast(data)
-    return json.loads(to_host(data).tobytes())
+    return to_host(data).tobytes().decode()

@@ -22,7 +22,8 @@ def summed_gradients(
     The sum of a layer's gradients starts when they are complete, while the layers below it are
     still in backward; small ones start together. At the end all sums are waited for and copied back
     into the gradients. A gradient that grows after its sum has started (weights that two layers
-    share) is summed again, and one that nobody announced at the end: the result is right anyway.
+    share) is summed again. A backward of your own adds by `Parameter.add_gradient`, which announces
+    it: what is written into ``p.grad`` after the sum has started is overwritten by the sum.
 
     Parameters
     ----------
@@ -71,7 +72,7 @@ class _Sums:
     def take(self, parameters: Sequence[Parameter]) -> None:
         """Take in parameters whose gradients are complete."""
         for parameter in parameters:
-            if id(parameter) in self._parameters:
+            if id(parameter) in self._parameters and parameter.grad is not None:
                 self._append(parameter)
         if sum(_gradient(p).nbytes for p in self._waiting.values()) >= self._bucket_bytes:
             self._start()
