@@ -12,11 +12,13 @@ from cupy_lstm.distributed.communicator import Communicator, SingleProcess
 from cupy_lstm.distributed.mpi import INSTALL, MpiCommunicator
 from cupy_lstm.distributed.nccl import NcclCommunicator
 
+SRUN = "SLURM_STEP_NUM_TASKS"
+
 LAUNCHERS = {
     "OMPI_COMM_WORLD_SIZE": "mpiexec of Open MPI",
     "MV2_COMM_WORLD_SIZE": "mpiexec of MVAPICH",
     "PMI_SIZE": "mpiexec of MPICH or Intel MPI",
-    "SLURM_STEP_NUM_TASKS": "srun",
+    SRUN: "srun",
 }
 """Variables that hold the number of processes started together, and who sets them."""
 
@@ -51,8 +53,9 @@ def launched(xp: str | ModuleType = "numpy") -> Communicator:
         return SingleProcess()
     variable, size = found
     if find_spec("mpi4py") is None:
-        # Slurm also starts processes that have nothing to do with each other.
-        if variable.startswith("SLURM"):
+        # Slurm also starts processes that have nothing to do with each other. It may set PMI_SIZE,
+        # too; under an mpiexec that srun has started, its own variable counts something else.
+        if os.environ.get(SRUN) == str(size):
             return SingleProcess()
         raise ImportError(
             f"{LAUNCHERS[variable]} started {size} processes, but they cannot train together "
