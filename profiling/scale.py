@@ -78,7 +78,9 @@ class Row:
 def main(arguments: list[str] | None = None) -> int:
     options = parsed_options(arguments)
     if options.worker is not None:
-        options.worker.write_text(json.dumps(timed_steps(options)))
+        found = timed_steps(options)
+        if launched().rank == 0:
+            options.worker.write_text(json.dumps(found))
         return 0
     rows = [] if options.model_only else measured_rows(options)
     rows += model_rows(options)

@@ -18,6 +18,7 @@ from studies.ring import Network, ring_seconds, step_seconds
 
 from cupy_lstm.cost import floor_us
 from cupy_lstm.device import CARDS
+from cupy_lstm.distributed import SingleProcess
 from cupy_lstm.notation import Shape
 
 NETWORK = Network(T=50, H=512, L=3, dtype="float32")
@@ -100,6 +101,16 @@ def test_a_small_measurement_from_end_to_end(tmp_path, capsys):
     assert all(float(row["ms"]) > float(row["waited_ms"]) >= 0 for row in rows)
     assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
     assert "measured, weak" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_process_writes_what_it_timed(rank, tmp_path, monkeypatch):
+    process = SingleProcess()
+    process.rank = rank
+    monkeypatch.setattr(scale, "launched", lambda: process)
+    sizes = ["--steps", "3", "--batch", "4", "--hidden", "5", "--layers", "1", "--calls", "1"]
+    assert scale.main([*sizes, "--worker", str(tmp_path / "steps.json")]) == 0
+    assert (tmp_path / "steps.json").exists() == (rank == 0)
 
 
 @pytest.mark.parametrize(
