@@ -15,6 +15,7 @@ class Team:
         self.size = size
         self.arrived = threading.Condition()
         self.operations = {}
+        self.aborted = False
 
     def hand_in(self, number, rank, array):
         with self.arrived:
@@ -23,9 +24,20 @@ class Team:
 
     def wait_for(self, number):
         with self.arrived:
-            full = self.arrived.wait_for(lambda: len(self.operations[number]) == self.size, SECONDS)
-            assert full, f"operation {number} was not called by all: {self.operations[number]}"
+            self.arrived.wait_for(lambda: self.aborted or self.is_full(number), SECONDS)
+            assert self.is_full(number), (
+                f"operation {number} was not called by all: {self.operations[number]}"
+            )
             return [self.operations[number][rank] for rank in range(self.size)]
+
+    def is_full(self, number):
+        return len(self.operations[number]) == self.size
+
+    def abort(self):
+        """Release those who wait."""
+        with self.arrived:
+            self.aborted = True
+            self.arrived.notify_all()
 
 
 class Member:
@@ -57,6 +69,7 @@ class Member:
 
     def abort(self):
         self.log.append("abort")
+        self.team.abort()
 
 
 def on_threads(size, function):

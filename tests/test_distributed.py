@@ -8,11 +8,10 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-import teams
 from distributed_cases import ROWS, assert_same_training, data, train, weights
 from teams import Member, Team, on_threads
 
-from cupy_lstm import LSTM, SGD, Linear, SegmentBatches, StatefulLSTM, fit, mse_loss
+from cupy_lstm import LSTM, SGD, Checkpoints, Linear, SegmentBatches, StatefulLSTM, fit, mse_loss
 from cupy_lstm.announcements import watching_gradients
 from cupy_lstm.distributed import (
     SingleProcess,
@@ -137,14 +136,12 @@ def test_the_last_layer_s_sum_starts_before_the_first_layer_s_backward_ends():
             communicator.log.append(parameters[0].name)
 
         with summed_gradients(communicator, lstm.parameters(), bucket_bytes=1):
-            inner = communicator.log
             # The sums watch; a second watcher only writes down what is announced.
             from cupy_lstm.announcements import _watcher
 
             take = _watcher.get()
             with watching_gradients(lambda parameters: (note(parameters), take(parameters))):
                 lstm.backward(y)
-            assert ("wait", 0) not in inner
         return communicator.log
 
     parameters = two_layers()[0].parameters()
@@ -195,6 +192,25 @@ def test_sums_of_gradients(bucket_bytes):
             assert found.dtype == single.dtype
             bound = 16 * np.finfo(single.dtype).eps * abs(6 * single).max()
             assert abs(found - 6 * single).max() <= bound  # 1 + 2 + 3
+
+
+@pytest.mark.parametrize("bucket_bytes", [1, 2**20])
+def test_gradients_of_one_s_own_are_summed(bucket_bytes):
+    """Added after the layer's; those of a frozen weight are left out, as for one process."""
+
+    def run(communicator):
+        linear = Linear(3, 3, seed=0)
+        linear.bias.trainable = False
+        with summed_gradients(communicator, linear.parameters(), bucket_bytes):
+            linear.backward(linear(np.ones((2, 3), "float32")))
+            linear.weight.add_gradient(np.full((3, 3), 5, "float32"))
+            linear.bias.add_gradient(np.ones(3, "float32"))
+        return linear.weight.grad, linear.bias.grad
+
+    alone, _ = run(SingleProcess())
+    for weight, bias in on_threads(2, run):
+        assert np.array_equal(weight, 2 * alone)
+        assert bias is None
 
 
 def test_an_error_in_backward_starts_no_more_sums():
@@ -257,6 +273,60 @@ def test_patience_and_callbacks_are_those_of_the_first():
     assert histories[0].stopped_early
 
 
+def halve(model, optimizer):
+    optimizer.learning_rate /= 2
+
+
+def freeze(model, optimizer):
+    model.bias.trainable = False
+
+
+def set_weight(model, optimizer):
+    model.weight.set_value(np.full((2, 1), 3, "float32"))
+
+
+def train_linear(communicator, change, epochs=4, **options):
+    """Change something once, after the second epoch; return what there is at the end."""
+    model = Linear(2, 1, seed=0)
+    optimizer = SGD(0.125, model.parameters(), momentum=0.5)
+
+    def callback(record):
+        if record.epoch == 1:
+            change(model, optimizer)
+
+    rng = np.random.default_rng(0)
+    batch = rng.standard_normal((8, 2), "float32"), rng.standard_normal((8, 1), "float32")
+    # Only the first one's callbacks are called: the others may have none.
+    callbacks = [callback] if communicator.rank == 0 else []
+    options |= {"callbacks": callbacks, "communicator": communicator, "progress": False}
+    fit(model, mse_loss, optimizer, [batch] * 3, epochs=epochs, **options)
+    found = np.concatenate([model.weight.numpy().ravel(), model.bias.numpy()])
+    return found, optimizer.learning_rate, model.bias.trainable
+
+
+@pytest.mark.parametrize("change", [halve, freeze, set_weight])
+def test_what_a_callback_changes_reaches_all(change):
+    alone, *others = train_linear(SingleProcess(), change)
+    first, second = on_threads(2, lambda c: train_linear(c, change))
+    assert np.array_equal(first[0], second[0])
+    assert [*first[1:]] == [*second[1:]] == others
+    assert abs(first[0] - alone).max() <= 16 * np.finfo("float32").eps * abs(alone).max()
+
+
+def test_what_a_callback_changed_is_gone_on_with(tmp_path):
+    """What rank 0 has read from a checkpoint is no difference between the processes."""
+
+    def run(epochs, folder):
+        options = {"epochs": epochs, "checkpoints": tmp_path / folder}
+        return on_threads(2, lambda c: train_linear(c, halve, **options))
+
+    whole = run(4, "whole")
+    run(3, "ended")
+    for found, expected in zip(run(4, "ended"), whole, strict=True):
+        assert np.array_equal(found[0], expected[0])
+        assert found[1] == expected[1] == 0.0625
+
+
 def test_a_callback_that_raises_raises_everywhere():
     def run(communicator):
         def fail(record):
@@ -280,6 +350,12 @@ def test_what_the_first_says():
     assert on_first(SingleProcess(), lambda: said) is said
 
 
+def test_what_cannot_be_said_raises_everywhere():
+    first, second = on_threads(2, lambda c: on_first(c, lambda: np.bool_(True)))
+    assert isinstance(first, TypeError)
+    assert isinstance(second, RuntimeError) and "rank 0 raised TypeError" in str(second)
+
+
 def test_numbers_are_added_up():
     assert on_threads(3, lambda c: summed(c, [c.rank, 0.5])) == [[3.0, 1.5]] * 3
 
@@ -292,8 +368,7 @@ def test_numbers_are_added_up():
         ({"patience": None}, "patience was 'some' there, and is 'none' here"),
     ],
 )
-def test_a_process_that_trains_something_else_ends_all(change, message, capsys, monkeypatch):
-    monkeypatch.setattr(teams, "SECONDS", 0.5)  # no abort releases the other thread
+def test_a_process_that_trains_something_else_ends_all(change, message, capsys):
     log = []
 
     def run(communicator):
@@ -305,6 +380,24 @@ def test_a_process_that_trains_something_else_ends_all(change, message, capsys, 
     assert message in str(error)
     assert any("abort" in entries for entries in log)
     assert "rank 1 of 2 failed, which ends all" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [
+        (("no checkpoints", 2), "checkpoints was 'none' there, and is 'some' here"),
+        ((2, "no checkpoints"), "checkpoints was 'some' there, and is 'none' here"),
+        ((2, None), "checkpoints.every was 2 there, and is None here"),
+    ],
+)
+def test_all_write_checkpoints_alike(every, message, tmp_path):
+    def run(communicator):
+        mine = every[communicator.rank]
+        found = None if mine == "no checkpoints" else Checkpoints(tmp_path / "folder", every=mine)
+        train(communicator, checkpoints=found)
+
+    _, error = on_threads(2, run)
+    assert isinstance(error, ValueError) and message in str(error)
 
 
 def test_a_single_process_is_not_aborted(capsys):
@@ -363,6 +456,17 @@ def test_a_launcher_without_mpi4py(no_launcher, variable, monkeypatch):
         assert isinstance(launched(), SingleProcess)
         return
     with pytest.raises(ImportError, match=r"started 4 processes, .* 'cupy_lstm\[mpi\]'"):
+        launched()
+
+
+def test_srun_s_processes_may_be_independent(no_launcher, monkeypatch):
+    """srun sets PMI_SIZE, too; below an mpiexec, its variable counts what that one started."""
+    monkeypatch.setattr(launchers, "find_spec", lambda name: None)
+    monkeypatch.setenv("PMI_SIZE", "4")
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "4")
+    assert isinstance(launched(), SingleProcess)
+    monkeypatch.setenv("SLURM_STEP_NUM_TASKS", "2")
+    with pytest.raises(ImportError, match="started 4 processes"):
         launched()
 
 
