@@ -55,7 +55,8 @@ def run(arguments: argparse.Namespace) -> int:
     -------
     int
         0; 2 after an error that the user can put right, said in a sentence on stderr; 130 after
-        an interrupt. Unless it is 0, no file was written or changed.
+        an interrupt. Unless it is 0, no file was written or changed. As one of several processes
+        it does not return then, but ends all of them: mpiexec's exit code is 1 whatever it was.
     """
     try:
         communicator = launched()
