@@ -145,6 +145,7 @@ class StreamedBatches:
         return {
             "series": f"{self._series.dtype} {list(self._series.shape)}",
             "length": self._length,
+            "split": self._split,
             "stride": self._stride,
             "batch_size": self.batch_size,
             "shuffle": self._shuffle,

@@ -21,6 +21,7 @@ from cupy_lstm.lstm import LSTM
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.ranges import each_load
 from cupy_lstm.segments import StatefulLSTM
+from cupy_lstm.windows import kind_of
 
 
 class MeanLoss:
@@ -229,9 +230,9 @@ class TrainingState:
             If arrays are missing, unknown, or of another shape or dtype. Nothing is changed then.
         """
         best, carried = _below("best.", tensors), _below("carried.", tensors)
-        expected = {name: _kind(array) for name, array in self._tensors().items()}
+        expected = {name: kind_of(array) for name, array in self._tensors().items()}
         found = {
-            name: _kind(array)
+            name: kind_of(array)
             for name, array in tensors.items()
             if not name.startswith(("best.", "carried."))
         }
@@ -330,10 +331,6 @@ def _finite(kind: str, epoch: int, mean: float) -> float:
             "the gradients, or look for infinities and NaN in the data"
         )
     return mean
-
-
-def _kind(array: Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"
 
 
 def _below(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:

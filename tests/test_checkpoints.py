@@ -365,6 +365,11 @@ OTHERS = {
     "batch size": (("batches", {"batch_size": 5}), {}, r"batches\.batch_size was 4 .* 5 here"),
     "samples": (("batches", {"samples": 13}), {}, r"batches\.inputs was \['float32 \[14, 3, 1\]'"),
     "order": (("batches", {"shuffle": False}), {}, r"batches\.shuffle was True there"),
+    "weights": (
+        ("batches", {"weights": np.ones(14, "float32")}),
+        {},
+        r"batches\.weights was None there, and is 'float32 \[14\]' here",
+    ),
     "drop": (("batches", {"drop_last": True}), {}, r"batches\.drop_last was False there"),
     "validation": (("validation", {}), {}, r"validation"),
     "loss": (None, {"loss": huber_loss}, r"loss was 'mse_loss' there, and is 'huber_loss' here"),

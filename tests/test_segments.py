@@ -1,5 +1,7 @@
 """Truncated backpropagation through time: segments of series, and the states carried on."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -125,6 +127,35 @@ def test_fit_is_the_loop_written_out():
             optimizer.step()
     for name, weight in model.state_dict().items():
         assert np.array_equal(weight, other.state_dict()[name]), name
+
+
+def test_a_checkpoint_is_of_its_segments(tmp_path):
+    """What was chosen is compared where a training goes on."""
+
+    def train(folder, steps=K, batch_size=4, **options):
+        model = Tagger()
+        batches = SegmentBatches(*series(), steps, batch_size, seed=0, **options)
+        adam = Adam(0.01, model.parameters())
+        fit(model, mse_loss, adam, batches, epochs=1, checkpoints=folder, progress=False)
+
+    train(tmp_path)
+    for options, message in (
+        ({"steps": K + 1}, "batches.steps was 5 there, and is 6 here"),
+        ({"batch_size": 5}, "batches.batch_size was 4 there, and is 5 here"),
+        ({"shuffle": True}, "batches.shuffle was False there, and is True here"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(tmp_path, **options)
+    x, y = series()
+    assert SegmentBatches(x, y, K, 4).settings() == {
+        "inputs": ["float32 [6, 23, 3]"],
+        "targets": "float32 [6, 23, 2]",
+        "weights": None,
+        "batch_size": 4,
+        "shuffle": False,
+        "drop_last": False,
+        "steps": K,
+    }
 
 
 @pytest.mark.parametrize("stop", [1, 4, 7])

@@ -367,6 +367,7 @@ def test_what_a_checkpoint_needs():
     assert batches.settings() == {
         "series": "float32 [300, 3]",
         "length": LENGTH,
+        "split": split,
         "stride": 1,
         "batch_size": 32,
         "shuffle": True,
