@@ -322,6 +322,21 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     assert (renamed, named) == (("renamed", path), tmp_path)
 
 
+def test_targets_without_elements(tmp_path):
+    """A checkpoint after batches that have nothing to learn from, yet."""
+
+    def loss(prediction, target):
+        return mse_loss(prediction, target) if target.size else (0.0, np.zeros_like(prediction))
+
+    x, y = samples()
+    training = Training()
+    training.batches = [(x, y[:, :0]), (x, y)]
+    training.fit(tmp_path, every=1, epochs=1, keep=9, loss=loss, patience=None)
+    assert [name[:25] for name in files(tmp_path)] == [
+        "epoch-000000-batch-000001", "epoch-000000-batch-000002", "epoch-000001-batch-000000"
+    ]  # fmt: skip
+
+
 # --- checkpoints of another training -------------------------------------------------------------
 
 
