@@ -4,7 +4,7 @@ import itertools
 import sys
 import threading
 import time
-import weakref
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -317,24 +317,35 @@ def test_a_failing_training_leaves_no_thread():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_what_is_read_goes_when_it_is_used(shuffle):
-    """Two reads live at a time at most, the last one and the next; of blocks of 16 places each."""
-    parts = []
+    """At most the steps of `buffer` windows are held, beside a block and a batch."""
+    length, buffer, batch = 50, 3200, 8
+    blocks = 16 if shuffle else 1
 
-    class Followed(np.ndarray):
-        pass
+    class Stored:
+        """As from a file: each slice is memory of its own."""
 
-    class Counted:
-        shape, dtype = SERIES.shape, SERIES.dtype
+        shape, dtype, read = (4 * buffer + length - 1, 256), np.dtype("float32"), 0
 
         def __getitem__(self, steps):
-            part = SERIES[steps].view(Followed)
-            parts.append(weakref.ref(part))
+            part = np.ones((steps.stop - steps.start, 256), "float32")
+            self.read += len(part)
             return part
 
-    most = 0
-    for _ in StreamedBatches(Counted(), LENGTH, split, 8, shuffle=shuffle, buffer=16, ahead=0):
-        most = max(most, sum(part() is not None for part in parts))
-    assert most <= (2 * 16 if shuffle else 2) < len(parts)
+    stored = Stored()
+    batches = StreamedBatches(
+        stored, length, lambda w: (w[:, 0], w[:, 1]), batch, shuffle=shuffle, buffer=buffer, ahead=0
+    )
+    stored.read = 0
+    tracemalloc.start()
+    for _ in batches:
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = buffer + blocks * (length - 1)
+    part = buffer // blocks + length - 1 if shuffle else 0
+    numbers = 8 * 8 * buffer  # of windows, in a few arrays of integers
+    assert peak <= 256 * 4 * (held + part + 2 * batch * length) + numbers
+    assert stored.read == 4 * held  # that is 1 + (length - 1) / (buffer / blocks) each
 
 
 ERRORS = [
