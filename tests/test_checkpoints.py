@@ -3,11 +3,13 @@
 Kills have a file of their own. Here a loss that raises ends a training in the middle.
 """
 
+import errno
 import os
 import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -34,6 +36,7 @@ from cupy_lstm import (
 )
 from cupy_lstm.io import checkpoint_folder, load_state_dict
 from cupy_lstm.io.checkpoint_folder import CheckpointFolder
+from cupy_lstm.io.lock import locked
 
 pytest.importorskip("safetensors", reason="safetensors is not installed: no checkpoints")
 
@@ -320,6 +323,32 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     written, renamed, named = log
     assert written.name == path.name and written.parent != tmp_path
     assert (renamed, named) == (("renamed", path), tmp_path)
+    log.clear()
+    with CheckpointFolder(tmp_path / "new" / "folder", keep=1).opened():
+        assert log == [tmp_path / "new", tmp_path]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_disk_that_refuses_names(tmp_path, monkeypatch, number):
+    """Some file systems cannot sync a folder; an error of the disk is another thing."""
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    folder = CheckpointFolder(tmp_path, keep=1)
+    if number in (errno.EIO, errno.ENOSPC):
+        with pytest.raises(OSError, match="the checkpoint could not be written"):
+            folder.write(1, 2, {}, {})
+        with pytest.raises(OSError, match="needs a folder"), locked(tmp_path / "a" / "b", "test"):
+            pass
+        assert not (tmp_path / "a").exists()
+    else:
+        folder.write(1, 2, {}, {})
+        assert folder.newest()[:2] == (1, 2)
 
 
 def test_targets_without_elements(tmp_path):
