@@ -1,6 +1,8 @@
 """Batches from stored series: the same as from memory, read ahead, within bounds of memory."""
 
+import copy
 import itertools
+import pickle
 import sys
 import threading
 import time
@@ -396,14 +398,26 @@ def test_a_parquet_file_is_read_by_row_groups(tmp_path, monkeypatch):
     series = open_series(path, columns=["c", "a"])
     assert isinstance(series, ParquetSeries)
     assert (series.shape, series.dtype, len(series)) == ((300, 2), "float32", 300)
-    read, once = [], series._group.__wrapped__
-    monkeypatch.setattr(series, "_group", lambda group: read.append(group) or once(group))
-    for first, stop, groups in ((0, 70, [0]), (69, 71, [0, 1]), (0, 300, [0, 1, 2, 3, 4])):
+    read, once = [], series._read
+    monkeypatch.setattr(series, "_read", lambda group: read.append(group) or once(group))
+    # The two that were used last are kept.
+    for first, stop, groups in ((0, 70, [0]), (69, 71, [1]), (0, 300, [2, 3, 4]), (69, 71, [0, 1])):
         assert np.array_equal(series[first:stop], SERIES[first:stop, [2, 0]])
         assert read == groups
         read.clear()
     assert series[5:5].shape == series[9:2].shape == (0, 2)
     assert np.array_equal(series[-3:], SERIES[-3:, [2, 0]])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda series: pickle.loads(pickle.dumps(series))]
+)
+def test_a_parquet_file_travels_without_its_rows(tmp_path, copied):
+    series = open_series(parquet(tmp_path))
+    assert np.array_equal(series[:80], SERIES[:80]) and series._kept
+    other = copied(series)
+    assert not other._kept
+    assert np.array_equal(other[:], SERIES)
 
 
 def test_columns_of_different_numbers_are_promoted(tmp_path):
@@ -440,11 +454,19 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "objects.npy", np.array([{}]))
     np.save(tmp_path / "series.npy", SERIES)
+    np.save(tmp_path / "strings.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "structured.npy", np.zeros(3, [("a", "f4")]))
+    np.save(tmp_path / "number.npy", np.float32(3))
+    (tmp_path / "parts.parquet").mkdir()
     for name, error, message in (
         ("nothing.npy", FileNotFoundError, "where there is nothing"),
         ("series.csv", ValueError, "path must be a .npy or .parquet file or the folder of a Zarr"),
         ("empty", ValueError, "which holds no Zarr array"),
         ("objects.npy", ValueError, "objects"),
+        ("strings.npy", ValueError, r"which holds <U1 \[2\]: a series is of numbers, with steps"),
+        ("structured.npy", ValueError, r"which holds .* \[3\]: a series is of numbers"),
+        ("number.npy", ValueError, r"which holds float32 \[\]: a series is of numbers"),
+        ("parts.parquet", ValueError, "a folder, as Dask and Spark write: a series is one Parq"),
     ):
         with pytest.raises(error, match=message):
             open_series(tmp_path / name)
