@@ -36,7 +36,7 @@ class Checkpoints:
         that one may fall into the middle of an epoch; default: one after every epoch. In any case
         there is one at the end.
     keep : int
-        How many are kept, the newest ones.
+        How many are kept, the newest ones; damaged ones do not count.
 
     Raises
     ------

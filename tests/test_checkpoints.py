@@ -550,6 +550,20 @@ def test_damaged_ones_do_not_push_out_sound_ones(tmp_path):
         assert folder.read(folder.newest()) == ({}, {"new": True})
 
 
+def test_damaged_ones_are_not_counted(tmp_path):
+    def places():
+        return [int(name[19:25]) for name in files(tmp_path)]
+
+    for batch in (1, 2, 3):
+        CheckpointFolder(tmp_path, keep=9).write(0, batch, {}, {})
+    flip(tmp_path / files(tmp_path)[-1], 9)
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.write(0, 4, {}, {})
+    assert places() == [2, 3, 4]
+    folder.write(0, 5, {}, {})
+    assert places() == [4, 5]
+
+
 # --- what refuses --------------------------------------------------------------------------------
 
 

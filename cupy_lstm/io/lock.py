@@ -17,7 +17,8 @@ LOCK = ".lock"
 def locked(folder: Path, purpose: str) -> Iterator[None]:
     """Keep a folder, which is made if need be, for this process.
 
-    The system gives the lock back when the process ends, however it ends.
+    The system gives the lock back when the process ends, however it ends, and those with it that
+    were forked meanwhile: they have inherited it.
 
     Parameters
     ----------
