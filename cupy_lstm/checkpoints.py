@@ -36,7 +36,7 @@ class Checkpoints:
         that one may fall into the middle of an epoch; default: one after every epoch. In any case
         there is one at the end.
     keep : int
-        How many are kept, the newest ones.
+        How many are kept, the newest ones; damaged ones do not count.
 
     Raises
     ------
@@ -110,7 +110,8 @@ class Saver:
         Raises
         ------
         ValueError
-            If it is of another training, or further than `epochs`. Nothing is changed then.
+            If it is of another training, further than `epochs`, or holds states of one process
+            where there are several. Nothing is changed then.
         """
         if self._folder is None or (newest := self._folder.newest()) is None:
             return
@@ -122,6 +123,11 @@ class Saver:
         if facts["position"]["epoch"] > epochs:
             raise ValueError(
                 f"epochs is {epochs}, but {newest.path} is further than that already; {instead}"
+            )
+        if facts["position"]["batch"] and _has_states_of_many(self._state):
+            raise ValueError(
+                f"{newest.path} is within an epoch of one process, whose states (StatefulLSTM) "
+                f"several cannot go on from: go on with one, or {instead}"
             )
         try:
             self._state.restore(tensors, facts)
@@ -183,7 +189,8 @@ def opened(
     OSError
         If the folder cannot be made or written into.
     ValueError
-        If the newest checkpoint is of another training. Nothing is changed then.
+        If the newest checkpoint is of another training, or `every` is given where each of several
+        processes carries states of its own. Nothing is changed then.
     """
     options = {
         "checkpoints": "none" if checkpoints is None else "some",
@@ -198,6 +205,11 @@ def opened(
     if not isinstance(state.model, Layer):
         kind = type(state.model).__name__
         raise TypeError(f"model must be a Layer to be written into checkpoints, received {kind}")
+    if checkpoints.every is not None and _has_states_of_many(state):
+        raise ValueError(
+            "a checkpoint within an epoch cannot hold the states that every process carries for "
+            "its own rows (StatefulLSTM): leave out every= of Checkpoints, for one after each epoch"
+        )
     # The package io is loaded for those who want it.
     from cupy_lstm.io.checkpoint_folder import CheckpointFolder
 
@@ -212,3 +224,8 @@ def opened(
         on_first(state.communicator, begin)
         replicate(state)
         yield saver
+
+
+def _has_states_of_many(state: TrainingState) -> bool:
+    """Say whether each of several processes carries states of its own rows."""
+    return state.communicator.size > 1 and state.carries_states

@@ -13,7 +13,7 @@ from cupy_lstm.checks import checked_boolean, checked_integer
 from cupy_lstm.interchange import adopted, array_beside
 from cupy_lstm.layer import Layer
 from cupy_lstm.lstm import LSTM
-from cupy_lstm.windows import Batches
+from cupy_lstm.windows import Batches, kind_of
 
 
 class StatefulLSTM(Layer):
@@ -197,6 +197,14 @@ class SegmentBatches:
     @epoch.setter
     def epoch(self, value: int) -> None:
         self._rows.epoch = value
+
+    def settings(self) -> dict[str, object]:
+        """Return what was chosen when it was made, by name, and the kinds of its arrays."""
+        return self._rows.settings() | {
+            "inputs": [kind_of(self._inputs)],
+            "targets": kind_of(self._targets),
+            "steps": self.steps,
+        }
 
     def __len__(self) -> int:
         """Number of segments of an epoch, those of a batch of series counted as one."""

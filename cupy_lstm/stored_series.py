@@ -3,7 +3,6 @@
 import os
 from bisect import bisect_right
 from collections.abc import Sequence
-from functools import lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any, Protocol
@@ -65,10 +64,9 @@ def open_series(path: str | os.PathLike[str], columns: Sequence[str] | None = No
         raise ValueError(f"columns are for a .parquet file, {path.name} has none: choose by slices")
     if path.suffix == ".npy":
         # The file stays open as long as its map; an object array would need pickle and is refused.
-        mapped: Series = numpy.load(path, mmap_mode="r", allow_pickle=False)
-        return mapped
+        return _of_numbers(path, numpy.load(path, mmap_mode="r", allow_pickle=False))
     if path.is_dir():
-        return _opened_zarr(path)
+        return _of_numbers(path, _opened_zarr(path))
     raise ValueError(
         f"path must be a .npy or .parquet file or the folder of a Zarr array, received {path}"
     )
@@ -99,17 +97,21 @@ class ParquetSeries:
     ImportError
         If pyarrow is not installed.
     ValueError
-        If a column is missing, or not of numbers.
+        If the path is that of a folder, or a column is missing or not of numbers.
     """
 
     KEPT = 2
     """Row groups kept in memory."""
 
     def __init__(self, path: str | os.PathLike[str], columns: Sequence[str] | None = None) -> None:
-        self._parquet = _needed("pyarrow.parquet", "a Parquet file")
+        if Path(path).is_dir():
+            raise ValueError(
+                f"path is {path}, a folder, as Dask and Spark write: a series is one Parquet file, "
+                "so write its parts into one"
+            )
+        metadata = self._parquet().read_metadata(path)
+        schema = metadata.schema.to_arrow_schema()
         self._path = path
-        self._metadata = self._parquet.read_metadata(path)
-        schema = self._metadata.schema.to_arrow_schema()
         self.columns = tuple(schema.names if columns is None else columns)
         if not self.columns:
             raise ValueError("columns is empty: a series has one feature or more")
@@ -118,11 +120,12 @@ class ParquetSeries:
                 raise ValueError(f"columns has {name!r}, {path} has {schema.names}")
         dtypes = {name: _dtype(schema.field(name).type, name) for name in self.columns}
         self.dtype = numpy.result_type(*dtypes.values())
-        groups = range(self._metadata.num_row_groups)
-        rows = (self._metadata.row_group(group).num_rows for group in groups)
+        groups = range(metadata.num_row_groups)
+        rows = (metadata.row_group(group).num_rows for group in groups)
         self._starts = [0, *accumulate(rows)]
         self.shape: tuple[int, int] = (self._starts[-1], len(self.columns))
-        self._group = lru_cache(self.KEPT)(self._read)
+        self._metadata = metadata
+        self._kept: dict[int, HostArray] = {}
 
     def __len__(self) -> int:
         """Number of steps."""
@@ -153,8 +156,26 @@ class ParquetSeries:
             done = until
         return found
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what copies and other processes need: not the rows that are kept."""
+        return self.__dict__ | {"_kept": {}}
+
+    def _group(self, group: int) -> HostArray:
+        """Return a row group: one that is kept, or from the file in place of an older one."""
+        rows = self._kept.pop(group, None)
+        if rows is None:
+            rows = self._read(group)
+        self._kept[group] = rows  # as the last one used
+        for oldest in list(self._kept)[: -self.KEPT]:
+            self._kept.pop(oldest, None)  # another thread may have done so
+        return rows
+
+    @staticmethod
+    def _parquet() -> Any:
+        return _needed("pyarrow.parquet", "a Parquet file")
+
     def _read(self, group: int) -> HostArray:
-        file = self._parquet.ParquetFile(self._path, metadata=self._metadata)
+        file = self._parquet().ParquetFile(self._path, metadata=self._metadata)
         with file:
             table = file.read_row_group(group, columns=list(self.columns))
         rows = numpy.empty((table.num_rows, self.shape[1]), self.dtype)
@@ -167,6 +188,15 @@ class ParquetSeries:
                 )
             rows[:, index] = column.to_numpy()
         return rows
+
+
+def _of_numbers(path: Path, series: Series) -> Series:
+    if series.dtype.kind not in "biuf" or not series.shape:
+        raise ValueError(
+            f"path is {path}, which holds {series.dtype} {list(series.shape)}: a series is of "
+            "numbers, with steps along its first axis"
+        )
+    return series
 
 
 def _dtype(kind: Any, name: str) -> "numpy.dtype[Any]":

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
+from itertools import accumulate
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -38,9 +39,13 @@ class StreamedBatches:
     In order, `buffer` windows after the other are read at once. Shuffled, the series is cut into
     blocks of ``buffer / 16`` windows; blocks from 16 random places are read, their windows shuffled
     together and given out, then those of the next 16. A series of no more than `buffer` windows is
-    shuffled as a whole, into the very order of `Batches`. In memory are the steps of two times
-    `buffer` windows at most, each step once however many windows share it, and ``ahead + 1``
-    batches.
+    shuffled as a whole, into the very order of `Batches`.
+
+    In memory are the steps of `buffer` windows, each once however many windows of a block share it,
+    beside those of the block that is being read, and ``ahead + 1`` batches. A block begins with new
+    steps: in blocks, ``1 + (length - 1) / (stride * buffer / 16)`` times as many steps as in order
+    are read in an epoch, and held, at most. A buffer of ``16 * length / stride`` windows or more
+    keeps that below two.
 
     Parameters
     ----------
@@ -128,6 +133,7 @@ class StreamedBatches:
             raise TypeError(f"split must be callable, received {split!r}")
         self._split = split
         windows, firsts = self._read([range(1)])
+        self._dtype = windows.dtype
         self._made([windows[firsts]])  # what fails shall fail here, and not in a thread
         self._epoch = 0
 
@@ -145,6 +151,7 @@ class StreamedBatches:
         return {
             "series": f"{self._series.dtype} {list(self._series.shape)}",
             "length": self._length,
+            "split": self._split,
             "stride": self._stride,
             "batch_size": self.batch_size,
             "shuffle": self._shuffle,
@@ -182,6 +189,7 @@ class StreamedBatches:
                 if not missing:
                     yield self._made(parts)
                     parts, missing = [], self.batch_size
+            del windows  # before the next ones are read
         if parts and not self._drop_last:
             yield self._made(parts)
 
@@ -205,14 +213,20 @@ class StreamedBatches:
 
         Between two blocks there are windows that no series has.
         """
-        parts, firsts, steps = [], [], 0
-        for block in blocks:
-            start, stop = block[0] * self._stride, block[-1] * self._stride + self._length
-            parts.append(numpy.asarray(self._series[start:stop]))
-            firsts.append(steps + self._stride * numpy.arange(len(block)))
-            steps += stop - start
-        read = parts[0] if len(parts) == 1 else numpy.concatenate(parts)
+        firsts = [self._stride * numpy.arange(len(block)) for block in blocks]
+        if len(blocks) == 1:
+            return sliding_windows(self._steps(blocks[0]), self._length), firsts[0]
+        ends = [*accumulate(int(first[-1]) + self._length for first in firsts)]
+        # Filled part by part: all of them and what is joined of them would be twice the memory.
+        read = numpy.empty((ends[-1], *self._series.shape[1:]), self._dtype)
+        for block, first, start, end in zip(blocks, firsts, [0, *ends], ends, strict=False):
+            read[start:end] = self._steps(block)
+            first += start
         return sliding_windows(read, self._length), numpy.concatenate(firsts)
+
+    def _steps(self, block: range) -> HostArray:
+        start, stop = block[0] * self._stride, block[-1] * self._stride + self._length
+        return numpy.asarray(self._series[start:stop])
 
     def _made(self, parts: list[HostArray]) -> tuple[Any, ...]:
         """Return the batch of some windows."""

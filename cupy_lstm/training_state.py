@@ -21,6 +21,7 @@ from cupy_lstm.lstm import LSTM
 from cupy_lstm.optimizer_base import Optimizer
 from cupy_lstm.ranges import each_load
 from cupy_lstm.segments import StatefulLSTM
+from cupy_lstm.windows import kind_of
 
 
 class MeanLoss:
@@ -145,6 +146,11 @@ class TrainingState:
         """The epochs that are over."""
         return self.position.history
 
+    @property
+    def carries_states(self) -> bool:
+        """Whether layers carry states from batch to batch."""
+        return any(True for _ in self._stateful())
+
     def remaining_batches(self) -> Iterator[Any]:
         """Begin an epoch, or go on within one: yield its batches that are not over."""
         position = self.position
@@ -194,13 +200,11 @@ class TrainingState:
         ------
         FloatingPointError
             If the loss of the running epoch is infinite or not a number so far.
-        ValueError
-            Within an epoch, if each of several processes carries states of its own.
         """
         position = self.position
         sums = self.loss.sums() if position.batch else (0.0, 0)
         if position.batch:
-            _finite("training", position.epoch, sums[0] / sums[1])
+            _finite("training", position.epoch, sums[0] / max(1, sums[1]))
         else:
             position.orders = {name: _order(data) for name, data in self._ordered()}
         optimizer = self.optimizer.state_dict()
@@ -229,9 +233,9 @@ class TrainingState:
             If arrays are missing, unknown, or of another shape or dtype. Nothing is changed then.
         """
         best, carried = _below("best.", tensors), _below("carried.", tensors)
-        expected = {name: _kind(array) for name, array in self._tensors().items()}
+        expected = {name: kind_of(array) for name, array in self._tensors().items()}
         found = {
-            name: _kind(array)
+            name: kind_of(array)
             for name, array in tensors.items()
             if not name.startswith(("best.", "carried."))
         }
@@ -273,22 +277,19 @@ class TrainingState:
         return tensors
 
     def _carried(self) -> dict[str, Array]:
-        """Return the states that layers carry from batch to batch."""
-        carried = {
+        """Return the states that layers carry from batch to batch; of several processes, none.
+
+        Each has those of its own rows. After an epoch they are not needed: the next one begins
+        with the first steps of its series.
+        """
+        if self.communicator.size > 1:
+            return {}
+        return {
             f"carried.{name}.{state}": array
             for name, layer in self._stateful()
             if layer.states is not None
             for state, array in zip("hc", layer.states, strict=True)
         }
-        if self.communicator.size == 1:
-            return carried
-        # After an epoch, the next one begins with the first steps of its series.
-        if carried and self.position.batch:
-            raise ValueError(
-                "a checkpoint within an epoch cannot hold the states that every process carries "
-                "for its own rows: leave out every= of Checkpoints, for one after each epoch"
-            )
-        return {}
 
     def _best_loss(self) -> float:
         watched = self.history.validation_loss or self.history.loss
@@ -330,10 +331,6 @@ def _finite(kind: str, epoch: int, mean: float) -> float:
             "the gradients, or look for infinities and NaN in the data"
         )
     return mean
-
-
-def _kind(array: Array) -> str:
-    return f"{array.dtype} {list(array.shape)}"
 
 
 def _below(prefix: str, tensors: Mapping[str, Array]) -> dict[str, Array]:

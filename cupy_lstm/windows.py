@@ -153,8 +153,9 @@ class Batches:
         """Return what was chosen when it was made, by name, and the kinds of its arrays."""
         inputs = self._inputs if isinstance(self._inputs, tuple) else (self._inputs,)
         return {
-            "inputs": [_kind(array) for array in inputs],
-            "targets": _kind(self._targets),
+            "inputs": [kind_of(array) for array in inputs],
+            "targets": kind_of(self._targets),
+            "weights": None if self._weights is None else kind_of(self._weights),
             "batch_size": self.batch_size,
             "shuffle": self._shuffle,
             "drop_last": self._drop_last,
@@ -196,7 +197,8 @@ def _chosen(arrays: Inputs, rows: Array) -> Inputs:
     return array_module(rows).ascontiguousarray(arrays[rows])
 
 
-def _kind(array: Array) -> str:
+def kind_of(array: Array) -> str:
+    """Return dtype and shape of an array in words."""
     return f"{array.dtype} {list(array.shape)}"
 
 

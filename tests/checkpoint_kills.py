@@ -76,11 +76,30 @@ def kill_in_write(folder, chance):
     return loss
 
 
+def kill_at_moment(folder, chance):
+    """Wherever it is, in the kernel, too: by a timer, within about the time of a step."""
+    deadline, part = chance.randrange(1, STEPS), chance.random()
+    begin, calls = time.monotonic(), 0
+
+    def loss(prediction, target):
+        nonlocal calls
+        calls += 1
+        if calls == deadline:
+            # Of this very run, for how fast it goes depends on what else the machine does.
+            seconds = part * (time.monotonic() - begin) / calls
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-6))
+        return mse_loss(prediction, target)
+
+    loss.__qualname__ = mse_loss.__qualname__
+    return loss
+
+
 KINDS = {
     "step": kill_at_step,
     "file operation": kill_at_file_operation,
     "write": kill_in_write,
-    "moment": None,
+    "moment": kill_at_moment,
 }
 
 
@@ -106,25 +125,20 @@ def ended(number, reader):
     return None if os.WIFSIGNALED(status) else json.loads(text)
 
 
-def killed(kind, folder, every, seconds, chance):
+def killed(kind, folder, every, chance):
     """Train until it is killed; return whether it was, for it may have come to its end."""
 
     def train():
-        loss = KINDS[kind](folder, chance) if KINDS[kind] else mse_loss
-        return Training().fit(folder, every=every, keep=2, loss=loss)
+        return Training().fit(folder, every=every, keep=2, loss=KINDS[kind](folder, chance))
 
-    number, reader = child(train)
-    if KINDS[kind] is None:
-        time.sleep(chance.random() * seconds)
-        os.kill(number, signal.SIGKILL)
-    return ended(number, reader) is None
+    return ended(*child(train)) is None
 
 
-def attempt(kind, folder, seconds, expected, chance):
+def attempt(kind, folder, expected, chance):
     """Kill a training, and perhaps again after it went on; then let it end."""
     every = chance.choice([None, 1, 2, 3])
     chances = [random.Random(chance.random()) for _ in range(chance.choice([1, 2]))]
-    kills = sum(killed(kind, folder, every, seconds, one) for one in chances)
+    kills = sum(killed(kind, folder, every, one) for one in chances)
     left = sorted(path.name for path in folder.iterdir()) if folder.exists() else []
     found = ended(*child(lambda: Training().fit(folder, every=every, keep=2)))
     stays = sorted(path.name for path in folder.iterdir())
@@ -142,11 +156,9 @@ def attempt(kind, folder, seconds, expected, chance):
 def main(folder, tries):
     chance = random.Random(0)
     expected = ended(*child(lambda: Training().fit()))
-    begin = time.monotonic()
     assert ended(*child(lambda: Training().fit(Path(folder, "whole"), every=1))) == expected
-    seconds = time.monotonic() - begin
     results = [
-        attempt(kind, Path(folder, f"{kind} {number}"), seconds, expected, chance)
+        attempt(kind, Path(folder, f"{kind} {number}"), expected, chance)
         for number in range(int(tries))
         for kind in KINDS
     ]

@@ -3,11 +3,13 @@
 Kills have a file of their own. Here a loss that raises ends a training in the middle.
 """
 
+import errno
 import os
 import re
 import resource
 import shutil
 import signal
+import stat
 import subprocess
 import sys
 import textwrap
@@ -34,6 +36,7 @@ from cupy_lstm import (
 )
 from cupy_lstm.io import checkpoint_folder, load_state_dict
 from cupy_lstm.io.checkpoint_folder import CheckpointFolder
+from cupy_lstm.io.lock import locked
 
 pytest.importorskip("safetensors", reason="safetensors is not installed: no checkpoints")
 
@@ -320,6 +323,47 @@ def test_files_are_on_the_disk_before_they_have_their_name(tmp_path, monkeypatch
     written, renamed, named = log
     assert written.name == path.name and written.parent != tmp_path
     assert (renamed, named) == (("renamed", path), tmp_path)
+    log.clear()
+    with CheckpointFolder(tmp_path / "new" / "folder", keep=1).opened():
+        assert log == [tmp_path / "new", tmp_path]
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EINVAL, errno.EOPNOTSUPP])
+def test_a_disk_that_refuses_names(tmp_path, monkeypatch, number):
+    """Some file systems cannot sync a folder; an error of the disk is another thing."""
+    fsync = os.fsync
+
+    def refusing(descriptor):
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", refusing)
+    folder = CheckpointFolder(tmp_path, keep=1)
+    if number in (errno.EIO, errno.ENOSPC):
+        with pytest.raises(OSError, match="the checkpoint could not be written"):
+            folder.write(1, 2, {}, {})
+        with pytest.raises(OSError, match="needs a folder"), locked(tmp_path / "a" / "b", "test"):
+            pass
+        assert not (tmp_path / "a").exists()
+    else:
+        folder.write(1, 2, {}, {})
+        assert folder.newest()[:2] == (1, 2)
+
+
+def test_targets_without_elements(tmp_path):
+    """A checkpoint after batches that have nothing to learn from, yet."""
+
+    def loss(prediction, target):
+        return mse_loss(prediction, target) if target.size else (0.0, np.zeros_like(prediction))
+
+    x, y = samples()
+    training = Training()
+    training.batches = [(x, y[:, :0]), (x, y)]
+    training.fit(tmp_path, every=1, epochs=1, keep=9, loss=loss, patience=None)
+    assert [name[:25] for name in files(tmp_path)] == [
+        "epoch-000000-batch-000001", "epoch-000000-batch-000002", "epoch-000001-batch-000000"
+    ]  # fmt: skip
 
 
 # --- checkpoints of another training -------------------------------------------------------------
@@ -365,6 +409,11 @@ OTHERS = {
     "batch size": (("batches", {"batch_size": 5}), {}, r"batches\.batch_size was 4 .* 5 here"),
     "samples": (("batches", {"samples": 13}), {}, r"batches\.inputs was \['float32 \[14, 3, 1\]'"),
     "order": (("batches", {"shuffle": False}), {}, r"batches\.shuffle was True there"),
+    "weights": (
+        ("batches", {"weights": np.ones(14, "float32")}),
+        {},
+        r"batches\.weights was None there, and is 'float32 \[14\]' here",
+    ),
     "drop": (("batches", {"drop_last": True}), {}, r"batches\.drop_last was False there"),
     "validation": (("validation", {}), {}, r"validation"),
     "loss": (None, {"loss": huber_loss}, r"loss was 'mse_loss' there, and is 'huber_loss' here"),
@@ -499,6 +548,20 @@ def test_damaged_ones_do_not_push_out_sound_ones(tmp_path):
     folder.write(0, 2, {}, {"new": True})
     with pytest.warns(RuntimeWarning, match="batch-000003"):
         assert folder.read(folder.newest()) == ({}, {"new": True})
+
+
+def test_damaged_ones_are_not_counted(tmp_path):
+    def places():
+        return [int(name[19:25]) for name in files(tmp_path)]
+
+    for batch in (1, 2, 3):
+        CheckpointFolder(tmp_path, keep=9).write(0, batch, {}, {})
+    flip(tmp_path / files(tmp_path)[-1], 9)
+    folder = CheckpointFolder(tmp_path, keep=2)
+    folder.write(0, 4, {}, {})
+    assert places() == [2, 3, 4]
+    folder.write(0, 5, {}, {})
+    assert places() == [4, 5]
 
 
 # --- what refuses --------------------------------------------------------------------------------

@@ -107,6 +107,9 @@ def test_lengths_and_states_may_be_lazy():
     first = predict(lstm, X, initial_states=states, sequence_length=list(lengths))
     second = predict(lstm, X, initial_states=lazy[:2], sequence_length=lazy[2])
     assert np.array_equal(first.compute(), second.compute())
+    unsigned = lazy[2].astype("uint8")
+    third = predict(lstm, X, initial_states=states, sequence_length=unsigned)
+    assert np.array_equal(first.compute(), third.compute())
 
 
 def test_the_states_of_a_part_begin_the_next():
@@ -119,7 +122,10 @@ def test_the_states_of_a_part_begin_the_next():
 
 def test_a_length_that_is_wrong_in_a_lazy_array_is_found_by_a_chunk():
     X = da.zeros((2, 6, 3), chunks=(2, 2, 3), dtype="float32")
-    for length, message in ((7, "is 3, but inputs have 2 steps"), (-1, "cannot be negative")):
+    for length, message in (
+        (7, r"sequence_length\[1\] is 7, but inputs have 6 steps"),
+        (-1, "cannot be negative"),
+    ):
         lengths = da.from_array(np.array([1, length]))
         with pytest.raises(ValueError, match=message):
             predict(LSTM(3, 4), X, sequence_length=lengths).compute()

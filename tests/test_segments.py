@@ -1,7 +1,10 @@
 """Truncated backpropagation through time: segments of series, and the states carried on."""
 
+import re
+
 import numpy as np
 import pytest
+from teams import on_threads
 
 from cupy_lstm import (
     LSTM,
@@ -19,6 +22,7 @@ from cupy_lstm import (
     mse_loss,
     no_grad,
 )
+from cupy_lstm.distributed import SingleProcess
 
 N, T, K = 6, 23, 5
 
@@ -127,6 +131,35 @@ def test_fit_is_the_loop_written_out():
         assert np.array_equal(weight, other.state_dict()[name]), name
 
 
+def test_a_checkpoint_is_of_its_segments(tmp_path):
+    """What was chosen is compared where a training goes on."""
+
+    def train(folder, steps=K, batch_size=4, **options):
+        model = Tagger()
+        batches = SegmentBatches(*series(), steps, batch_size, seed=0, **options)
+        adam = Adam(0.01, model.parameters())
+        fit(model, mse_loss, adam, batches, epochs=1, checkpoints=folder, progress=False)
+
+    train(tmp_path)
+    for options, message in (
+        ({"steps": K + 1}, "batches.steps was 5 there, and is 6 here"),
+        ({"batch_size": 5}, "batches.batch_size was 4 there, and is 5 here"),
+        ({"shuffle": True}, "batches.shuffle was False there, and is True here"),
+    ):
+        with pytest.raises(ValueError, match=re.escape(message)):
+            train(tmp_path, **options)
+    x, y = series()
+    assert SegmentBatches(x, y, K, 4).settings() == {
+        "inputs": ["float32 [6, 23, 3]"],
+        "targets": "float32 [6, 23, 2]",
+        "weights": None,
+        "batch_size": 4,
+        "shuffle": False,
+        "drop_last": False,
+        "steps": K,
+    }
+
+
 @pytest.mark.parametrize("stop", [1, 4, 7])
 def test_a_training_goes_on_within_a_series(tmp_path, stop):
     """The states that are carried are in the checkpoint."""
@@ -163,6 +196,42 @@ def test_a_training_goes_on_within_a_series(tmp_path, stop):
         assert np.array_equal(weight, resumed.state_dict()[name]), name
     for one, other in zip(expected.lstm.states, resumed.lstm.states, strict=True):
         assert np.array_equal(one, other)
+
+
+def test_several_processes_keep_no_states_within_an_epoch(tmp_path):
+    """That is refused before the first batch; after each epoch they are not needed."""
+
+    def train(communicator, folder=None, epochs=2, loss=mse_loss, **options):
+        model = StatefulLSTM(LSTM(3, 2, seed=0))
+        batches = SegmentBatches(*series(), 8, 4, shuffle=True, seed=0)
+        adam = Adam(0.01, model.parameters())
+        checkpoints = None if folder is None else Checkpoints(folder, **options)
+        options = {"checkpoints": checkpoints, "communicator": communicator, "progress": False}
+        fit(model, loss, adam, batches, epochs=epochs, **options)
+        return [parameter.data for parameter in model.parameters()]
+
+    never = tmp_path / "never"
+    refused = on_threads(2, lambda communicator: train(communicator, never, every=6))
+    assert [type(error) for error in refused] == [ValueError] * 2
+    assert all("leave out every= of Checkpoints" in str(error) for error in refused)
+    assert not never.exists()
+
+    expected = on_threads(2, train)
+    on_threads(2, lambda communicator: train(communicator, tmp_path / "run", epochs=1))
+    resumed = on_threads(2, lambda communicator: train(communicator, tmp_path / "run"))
+    for found, whole in zip(resumed, expected, strict=True):
+        assert all(map(np.array_equal, found, whole))
+
+    def interrupting(prediction, target):
+        next(left)
+        return mse_loss(prediction, target)
+
+    left = iter(range(2))
+    interrupting.__qualname__ = mse_loss.__qualname__
+    with pytest.raises(StopIteration):
+        train(SingleProcess(), tmp_path / "one", loss=interrupting, every=1)
+    first, second = on_threads(2, lambda communicator: train(communicator, tmp_path / "one"))
+    assert "is within an epoch of one process" in str(first) == str(second)[-len(str(first)) :]
 
 
 def test_it_learns_what_lies_before_the_segment():

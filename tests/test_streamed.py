@@ -1,10 +1,12 @@
 """Batches from stored series: the same as from memory, read ahead, within bounds of memory."""
 
+import copy
 import itertools
+import pickle
 import sys
 import threading
 import time
-import weakref
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -317,24 +319,35 @@ def test_a_failing_training_leaves_no_thread():
 
 @pytest.mark.parametrize("shuffle", [False, True])
 def test_what_is_read_goes_when_it_is_used(shuffle):
-    """Two reads live at a time at most, the last one and the next; of blocks of 16 places each."""
-    parts = []
+    """At most the steps of `buffer` windows are held, beside a block and a batch."""
+    length, buffer, batch = 50, 3200, 8
+    blocks = 16 if shuffle else 1
 
-    class Followed(np.ndarray):
-        pass
+    class Stored:
+        """As from a file: each slice is memory of its own."""
 
-    class Counted:
-        shape, dtype = SERIES.shape, SERIES.dtype
+        shape, dtype, read = (4 * buffer + length - 1, 256), np.dtype("float32"), 0
 
         def __getitem__(self, steps):
-            part = SERIES[steps].view(Followed)
-            parts.append(weakref.ref(part))
+            part = np.ones((steps.stop - steps.start, 256), "float32")
+            self.read += len(part)
             return part
 
-    most = 0
-    for _ in StreamedBatches(Counted(), LENGTH, split, 8, shuffle=shuffle, buffer=16, ahead=0):
-        most = max(most, sum(part() is not None for part in parts))
-    assert most <= (2 * 16 if shuffle else 2) < len(parts)
+    stored = Stored()
+    batches = StreamedBatches(
+        stored, length, lambda w: (w[:, 0], w[:, 1]), batch, shuffle=shuffle, buffer=buffer, ahead=0
+    )
+    stored.read = 0
+    tracemalloc.start()
+    for _ in batches:
+        pass
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    held = buffer + blocks * (length - 1)
+    part = buffer // blocks + length - 1 if shuffle else 0
+    numbers = 8 * 8 * buffer  # of windows, in a few arrays of integers
+    assert peak <= 256 * 4 * (held + part + 2 * batch * length) + numbers
+    assert stored.read == 4 * held  # that is 1 + (length - 1) / (buffer / blocks) each
 
 
 ERRORS = [
@@ -367,6 +380,7 @@ def test_what_a_checkpoint_needs():
     assert batches.settings() == {
         "series": "float32 [300, 3]",
         "length": LENGTH,
+        "split": split,
         "stride": 1,
         "batch_size": 32,
         "shuffle": True,
@@ -384,14 +398,26 @@ def test_a_parquet_file_is_read_by_row_groups(tmp_path, monkeypatch):
     series = open_series(path, columns=["c", "a"])
     assert isinstance(series, ParquetSeries)
     assert (series.shape, series.dtype, len(series)) == ((300, 2), "float32", 300)
-    read, once = [], series._group.__wrapped__
-    monkeypatch.setattr(series, "_group", lambda group: read.append(group) or once(group))
-    for first, stop, groups in ((0, 70, [0]), (69, 71, [0, 1]), (0, 300, [0, 1, 2, 3, 4])):
+    read, once = [], series._read
+    monkeypatch.setattr(series, "_read", lambda group: read.append(group) or once(group))
+    # The two that were used last are kept.
+    for first, stop, groups in ((0, 70, [0]), (69, 71, [1]), (0, 300, [2, 3, 4]), (69, 71, [0, 1])):
         assert np.array_equal(series[first:stop], SERIES[first:stop, [2, 0]])
         assert read == groups
         read.clear()
     assert series[5:5].shape == series[9:2].shape == (0, 2)
     assert np.array_equal(series[-3:], SERIES[-3:, [2, 0]])
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda series: pickle.loads(pickle.dumps(series))]
+)
+def test_a_parquet_file_travels_without_its_rows(tmp_path, copied):
+    series = open_series(parquet(tmp_path))
+    assert np.array_equal(series[:80], SERIES[:80]) and series._kept
+    other = copied(series)
+    assert not other._kept
+    assert np.array_equal(other[:], SERIES)
 
 
 def test_columns_of_different_numbers_are_promoted(tmp_path):
@@ -428,11 +454,19 @@ def test_what_cannot_be_opened(tmp_path):
     (tmp_path / "empty").mkdir()
     np.save(tmp_path / "objects.npy", np.array([{}]))
     np.save(tmp_path / "series.npy", SERIES)
+    np.save(tmp_path / "strings.npy", np.array(["a", "b"]))
+    np.save(tmp_path / "structured.npy", np.zeros(3, [("a", "f4")]))
+    np.save(tmp_path / "number.npy", np.float32(3))
+    (tmp_path / "parts.parquet").mkdir()
     for name, error, message in (
         ("nothing.npy", FileNotFoundError, "where there is nothing"),
         ("series.csv", ValueError, "path must be a .npy or .parquet file or the folder of a Zarr"),
         ("empty", ValueError, "which holds no Zarr array"),
         ("objects.npy", ValueError, "objects"),
+        ("strings.npy", ValueError, r"which holds <U1 \[2\]: a series is of numbers, with steps"),
+        ("structured.npy", ValueError, r"which holds .* \[3\]: a series is of numbers"),
+        ("number.npy", ValueError, r"which holds float32 \[\]: a series is of numbers"),
+        ("parts.parquet", ValueError, "a folder, as Dask and Spark write: a series is one Parq"),
     ):
         with pytest.raises(error, match=message):
             open_series(tmp_path / name)

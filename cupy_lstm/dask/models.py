@@ -9,6 +9,7 @@ from dask.delayed import Delayed, delayed
 
 from cupy_lstm.backend import Array, array_module, is_array
 from cupy_lstm.layer import Layer
+from cupy_lstm.lengths import checked_lengths
 from cupy_lstm.modes import engine, forced_engine, no_grad
 from cupy_lstm.parameter import unique_buffers
 from cupy_lstm.segments import StatefulLSTM
@@ -95,11 +96,15 @@ class Snapshot:
             Whether none lie behind it; then lengths beyond it are an error.
         """
         if lengths is not None:
-            steps = inputs.shape[0 if self.model.time_major else 1]
+            steps, batch = inputs.shape[:2] if self.model.time_major else inputs.shape[1::-1]
             xp = array_module(lengths)
-            # Only what other chunks answer for is clamped: a wrong length still raises.
-            lengths = lengths if first == 0 else xp.maximum(lengths - first, 0)
-            lengths = lengths if is_last else xp.minimum(lengths, steps)
+            if is_last:
+                checked_lengths(lengths, batch, first + steps, inputs, check=False)
+            # What is clamped, other chunks answer for: the first one for lengths below zero.
+            if first:
+                lengths = xp.maximum(lengths.astype("int64") - first, 0)
+            if not is_last:
+                lengths = xp.minimum(lengths, steps)
         with no_grad(), engine(self.engine):
             outputs, final_states = self.model(inputs, states, lengths)
         return outputs, final_states

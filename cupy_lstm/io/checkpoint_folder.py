@@ -54,12 +54,13 @@ class CheckpointFolder:
     folder : Path
         Where they are.
     keep : int
-        How many of them stay, the newest ones.
+        How many of them stay, the newest sound ones.
     """
 
     def __init__(self, folder: Path, keep: int) -> None:
         self.folder = folder
         self._keep = keep
+        self._sound: set[Checkpoint] = set()  # those whose contents were seen
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -145,8 +146,15 @@ class CheckpointFolder:
         """Remove what is too old when `newest`, which is sound, is the newest one."""
         # What claims to be newer is damaged: it takes the place of none.
         older = [c for c in self._checkpoints() if c[:2] <= newest[:2] and c != newest]
-        for checkpoint in older[: len(older) - (self._keep - 1)]:
-            checkpoint.path.unlink()
+        self._sound.add(newest)
+        kept = 1
+        for checkpoint in reversed(older):
+            if kept == self._keep:
+                checkpoint.path.unlink()
+                self._sound.discard(checkpoint)
+            elif checkpoint in self._sound or _damage(checkpoint) is None:
+                self._sound.add(checkpoint)
+                kept += 1
 
     def _checkpoints(self) -> list[Checkpoint]:
         """Return the checkpoints by their names, the oldest first."""

@@ -7,6 +7,9 @@ import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+NOT_FOR_FOLDERS = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EBADF, errno.EACCES)
+"""What a system says that cannot sync a folder, or (Windows; no permission to list) open it."""
+
 Writer = Callable[[Path], object]
 
 SCRATCH = ".cupy_lstm-"
@@ -31,7 +34,7 @@ def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
 
     Each file is first written into a temporary folder inside; only when all are complete, and on
     the disk itself, are they renamed. If anything fails before the last rename, an interrupt
-    included, the folder is left as it was.
+    included, the folder is left as it was. After it, the disk may still refuse their names.
 
     Parameters
     ----------
@@ -45,22 +48,56 @@ def write_together(folder: Path, writers: Mapping[str, Writer]) -> None:
     OSError
         If the file system refuses.
     """
-    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    made = make_folder(folder)
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=SCRATCH) as scratch:
             for name, write in writers.items():
                 write(Path(scratch) / name)
                 _bring_to_disk(Path(scratch) / name)
             _rename(Path(scratch), folder, list(writers))
-        # The files are complete; not every file system can do this for a folder.
-        with contextlib.suppress(OSError):
-            _bring_to_disk(folder)
+        _bring_names_to_disk(folder)
     except BaseException:
-        for place in made:
-            with contextlib.suppress(OSError):
-                place.rmdir()
+        _remove_empty(made)
         raise
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder, and those above it that are missing, so that they would outlive a power loss.
+
+    Returns
+    -------
+    list of Path
+        Those that were made, the innermost first.
+
+    Raises
+    ------
+    OSError
+        If the file system refuses; none are there then.
+    """
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for place in made:
+            _bring_names_to_disk(place.parent)
+    except BaseException:
+        _remove_empty(made)
+        raise
+    return made
+
+
+def _remove_empty(folders: list[Path]) -> None:
+    for folder in folders:
+        with contextlib.suppress(OSError):
+            folder.rmdir()
+
+
+def _bring_names_to_disk(folder: Path) -> None:
+    """Bring the names in a folder to the disk, where the system can do that."""
+    try:
+        _bring_to_disk(folder)
+    except OSError as error:
+        if error.errno not in NOT_FOR_FOLDERS:
+            raise
 
 
 def _bring_to_disk(path: Path) -> None:

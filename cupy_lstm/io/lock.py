@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from cupy_lstm.io.files import make_folder
+
 LOCK = ".lock"
 """Name of the file that is locked. It stays: one that is removed could be locked by two."""
 
@@ -15,7 +17,8 @@ LOCK = ".lock"
 def locked(folder: Path, purpose: str) -> Iterator[None]:
     """Keep a folder, which is made if need be, for this process.
 
-    The system gives the lock back when the process ends, however it ends.
+    The system gives the lock back when the process ends, however it ends, and those with it that
+    were forked meanwhile: they have inherited it.
 
     Parameters
     ----------
@@ -42,7 +45,7 @@ def locked(folder: Path, purpose: str) -> Iterator[None]:
 def _opened(folder: Path, purpose: str) -> int:
     """Return a descriptor of the file that is to be locked."""
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         return os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise OSError(
