@@ -254,9 +254,10 @@ def test_starts_and_periods_may_differ_from_series_to_series():
     y = waves()
     series = [y[:, 0], y[10:, 1]]
     forecaster = small().fit([part[:40] for part in series])
-    judged = forecaster.backtest(series, start=[-12, 40], period=[3, 7])
-    assert [one.origins[0] for one in judged] == [48, 40]
-    assert [one.period for one in judged] == [3, 7]
+    for kind in (list, numpy.array):
+        judged = forecaster.backtest(series, start=kind([-12, 40]), period=kind([3, 7]))
+        assert [one.origins[0] for one in judged] == [48, 40]
+        assert [one.period for one in judged] == [3, 7]
     alone = small().fit(y[:45, 0]).backtest(y[:, 0], start=-15)
     assert isinstance(alone, Backtest)
     assert alone.origins[0] == 45
@@ -353,6 +354,24 @@ def test_a_forecaster_of_pandas_forecasts_arrays_after_it_is_loaded(tmp_path):
     again = LSTMForecaster.load(tmp_path / "a")
     same(again.predict(), forecaster.predict().to_numpy())
     pandas.testing.assert_series_equal(again.predict(y), forecaster.predict())
+
+
+def test_a_file_holds_the_parameters_of_the_fit(tmp_path):
+    forecaster = small().fit(waves())
+    forecaster.save(tmp_path / "a")
+    forecaster.set_params(level=2.0, horizon=9, hidden_size=7, view="no view")
+    forecaster.save(tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    again = LSTMForecaster.load(tmp_path / "b")
+    assert (again.level, again.horizon) == (0.9, 3)
+    same(again.predict(), forecaster.predict())
+
+
+def test_notes_are_what_json_can_hold(tmp_path):
+    forecaster = small().fit(waves())
+    with pytest.raises(TypeError, match=r"notes must hold what JSON can: .* float32"):
+        forecaster.save(tmp_path / "a", notes={"share": numpy.float32(1)})
+    assert not list(tmp_path.iterdir())
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -485,6 +504,8 @@ def test_what_a_forecast_refuses():
     for start, message in (
         (5, "start is row 5 of 60, but a forecast needs 6 rows before it and 3 from it on"),
         (58, "start is row 58 of 60"),
+        (60, "start is row 60 of 60"),
+        (110, "start is row 110 of 60"),
         (-61, "start must be at least -60"),
         (1.5, "start must be an integer"),
         ([40, 41], "start must hold 3 numbers, one for each series"),
@@ -493,6 +514,14 @@ def test_what_a_forecast_refuses():
             forecaster.backtest(GOOD, GOOD[:, :2], start=start)
     with pytest.raises(ValueError, match="period is 40, but the first forecast begins at row 40"):
         forecaster.backtest(GOOD, GOOD[:, :2], start=40, period=40)
+    for period, message in (
+        (0, "period must be at least 1, received 0"),
+        (2.5, "period must be an integer"),
+        ([4, 4, True], "period must be an integer, received True"),
+        ([4, 4], "period must hold 3 numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            forecaster.backtest(GOOD, GOOD[:, :2], start=40, period=period)
     with pytest.raises(ValueError, match=re.escape("start is row 6 of 8")):
         forecaster.score(GOOD[:8], GOOD[:8, :2])
 

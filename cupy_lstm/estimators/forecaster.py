@@ -1,5 +1,6 @@
 """Forecasts of time series by an LSTM, as an estimator."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Integral
@@ -7,11 +8,12 @@ from os import PathLike
 from types import ModuleType
 from typing import Any, Self
 
+import numpy
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from cupy_lstm.backend import array_module, import_module, module_name
-from cupy_lstm.checks import checked_integer
+from cupy_lstm.checks import checked_integer, checked_optional_integer
 from cupy_lstm.estimators.picture import HistoryPlot
 from cupy_lstm.estimators.seeds import agreed_seeds
 from cupy_lstm.estimators.storage import (
@@ -105,6 +107,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
 
     _learned: Learned
     _form: Form
+    _fitted_parameters: dict[str, Any]
 
     def __init__(
         self,
@@ -169,11 +172,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         seed = self.random_state
         if not isinstance(seed, Integral):
             (seed,) = agreed_seeds(seed, 1)
-        settings = checked_settings(
-            self.get_params(deep=False), checked_integer("random_state", seed, 0)
-        )
+        parameters = self.get_params(deep=False)
+        settings = checked_settings(parameters, checked_integer("random_state", seed, 0))
         panel, form = read_panel(y, X, settings.horizon)
-        self._take(learn(panel, settings), form)
+        self._take(learn(panel, settings), form, parameters)
         return self
 
     def predict(self, y: Any = None, X: Any = None) -> Any:
@@ -263,6 +265,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         """
         panel, form = self._checked_like_fit(y, X)
         count = len(panel.lengths)
+        periods = [
+            checked_optional_integer("period", season)
+            for season in _for_each("period", period, count)
+        ]
         horizon = self.half_widths_.shape[1]
         origins = [
             origins_from(first, rows, self.context_, horizon)
@@ -275,7 +281,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
                 origins,
                 self._learned.rolled(panel, origins),
                 self.half_widths_,
-                _for_each("period", period, count),
+                periods,
                 strict=True,
             )
         ]
@@ -322,8 +328,8 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def save(self, path: str | PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
         """Write the forecaster into a safetensors file, complete or not at all.
 
-        What `callbacks` are is not written, nor the index of pandas that `predict` would go on
-        from. Waits for a GPU.
+        The parameters are those of the fit, whatever has been set since. What `callbacks` are is
+        not written, nor the index of pandas that `predict` would go on from. Waits for a GPU.
 
         Parameters
         ----------
@@ -339,13 +345,15 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             If safetensors is not installed.
         OSError
             If the file cannot be written; what was there stays then.
+        TypeError
+            If `notes` are nothing that JSON can hold.
         """
         check_is_fitted(self)
         description = {
             "class": type(self).__name__,
-            "parameters": parameters_as_json(self.get_params(deep=False)),
+            "parameters": parameters_as_json(self._fitted_parameters),
             "form": self._form.kind,
-            "notes": dict(self.notes_ if notes is None else notes),
+            "notes": _checked_notes(self.notes_ if notes is None else notes),
         }
         write_estimator(
             path, learned_as_arrays(self._learned), description | learned_as_json(self._learned)
@@ -377,7 +385,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             loaded = cls(**parameters_from_json(description["parameters"]))
             checked_settings(loaded.get_params(deep=False), seed=0)
             form = form_of_arrays(description["form"], len(arrays["half_widths"]))
-            loaded._take(restored(arrays, description, module), form)
+            loaded._take(restored(arrays, description, module), form, loaded.get_params(deep=False))
             loaded.notes_ = dict(description["notes"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -410,9 +418,9 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_learned")
 
-    def _take(self, learned: Learned, form: Form) -> None:
-        """Take over what was learned."""
-        self._learned, self._form = learned, form
+    def _take(self, learned: Learned, form: Form, parameters: dict[str, Any]) -> None:
+        """Take over what was learned, in which form, and with which parameters."""
+        self._learned, self._form, self._fitted_parameters = learned, form, parameters
         self.history_ = learned.history
         self.network_ = learned.model
         self.view_ = learned.model.view
@@ -439,9 +447,19 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         return self._learned.last, self._form
 
 
+def _checked_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return notes that JSON can hold."""
+    try:
+        json.dumps(dict(notes))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes must hold what JSON can: {error}") from None
+    return dict(notes)
+
+
 def _for_each(name: str, value: Any, count: int) -> list[Any]:
     """Return one value for each series."""
-    values = list(value) if isinstance(value, Sequence) else [value] * count
+    several = isinstance(value, Sequence | numpy.ndarray) and numpy.ndim(value) == 1
+    values = list(value) if several else [value] * count
     if len(values) != count:
         raise ValueError(f"{name} must hold {count} numbers, one for each series")
     return values

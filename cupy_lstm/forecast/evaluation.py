@@ -116,7 +116,8 @@ def origins_from(start: object, rows: int, context: int, horizon: int) -> HostAr
         If there are not `context` rows before it and `horizon` from it on; a negative one counts
         from the end.
     """
-    first = checked_integer("start", start, -rows) % rows
+    row = checked_integer("start", start, -rows)
+    first = row + rows if row < 0 else row
     if not context <= first <= rows - horizon:
         raise DataError(
             f"start is row {start} of {rows}, but a forecast needs {context} rows before it and "
