@@ -209,6 +209,64 @@ def test_frames_and_lists_of_pandas():
     assert listed[1].index[0] == index[50]
 
 
+def test_truth_values_are_numbers_wherever_they_come_from():
+    y, X = waves()[:, 0], waves(seed=1)[:, :1] > 8
+    expected = small().fit(y, X.astype("float64")).predict()
+    same(small().fit(y, X).predict(), expected)
+    same(small().fit(y, pandas.DataFrame(X)).predict(), expected)
+
+
+def test_columns_keep_their_names_and_order(tmp_path):
+    frame = pandas.DataFrame(waves()[:, :2], columns=["a", "b"])
+    X = pandas.DataFrame(waves(seed=1)[:, :2], columns=["p", "q"])
+    forecaster = small().fit(frame, X)
+    forecaster.save(tmp_path / "a")
+    expected = forecaster.predict(frame, X).to_numpy()
+    for same_forecaster in (forecaster, LSTMForecaster.load(tmp_path / "a")):
+        same(same_forecaster.predict(frame, X).to_numpy(), expected)
+        same(same_forecaster.predict(frame.to_numpy(), X.to_numpy()), expected)
+        for y, features, message in (
+            (frame[["b", "a"]], X, "column 'b' is where fit was given 'a'"),
+            (frame, X[["q", "p"]], "column 'q' is where fit was given 'p'"),
+            (frame.rename(columns={"b": "c"}), X, "column 'c' is where fit was given 'b'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                same_forecaster.predict(y, features)
+            with pytest.raises(ValueError, match=message):
+                same_forecaster.backtest(y, features, start=40)
+    listed = small().fit([frame["a"], frame["b"]])
+    with pytest.raises(ValueError, match="column 'b' is where fit was given 'a'"):
+        listed.predict([frame["b"], frame["a"]])
+    alone = small().fit(frame["a"])
+    same(alone.predict(frame["a"].rename("z")).to_numpy(), alone.predict().to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("index", "rows", "expected"),
+    [
+        (pandas.bdate_range("2024-01-01", periods=60), slice(50, 55), "2024-03-18"),
+        (pandas.date_range("2001-01-31", periods=60, freq="ME"), slice(25, 27), "2003-04-30"),
+        (pandas.date_range("2024-01-01", periods=60, freq="D"), slice(0, 1), "2024-01-02"),
+        (
+            pandas.bdate_range("2024-01-01", periods=60, tz="Europe/Berlin"),
+            slice(50, 55),
+            "2024-03-18",
+        ),
+    ],
+    ids=["business days", "ends of months", "one row", "business days in a zone"],
+)
+def test_newer_rows_go_on_as_the_series_of_the_fit_did(index, rows, expected):
+    """Rows that are too few to show a weekend or the end of a long month."""
+    index = pandas.DatetimeIndex(list(index))
+    assert index.freq is None
+    y = pandas.Series(waves(series=1)[:, 0], index)
+    found = small(context=1).fit(y).predict(y[rows]).index
+    assert found[0] == pandas.Timestamp(expected, tz=index.tz)
+    other = y[rows].set_axis(pandas.RangeIndex(len(y[rows])), axis=0)
+    if len(other) > 1:
+        assert small(context=1).fit(y).predict(other).index.tolist()[0] == len(other)
+
+
 def test_nothing_of_the_caller_is_written():
     y, X = waves(), waves(seed=1)
     y.setflags(write=False)
@@ -432,7 +490,6 @@ DATA = {
         r"y\[1\] has 11 rows, too few for a context of 6 and a horizon of 3: 12 rows would do",
     ),
     "text": (numpy.array(["a"] * 60), None, "y must hold numbers, its dtype is <U1"),
-    "truth values": (GOOD > 3, None, "y must hold numbers, its dtype is bool"),
     "text of pandas": (pandas.Series(["a"] * 60), None, "y must hold numbers"),
     "no array": ("abc", None, "y must be an array of numpy or cupy or of pandas, received str"),
     "no axes": (numpy.float64(3), None, "y must"),

@@ -185,7 +185,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         ----------
         y : optional
             Newer rows of the same series, at least `context_`, in the form in which `fit` takes
-            them; default: what comes after the rows that `fit` was given.
+            them, with the same names; default: what comes after the rows that `fit` was given.
         X : optional
             Features of these rows, where `fit` was given some.
 
@@ -200,7 +200,8 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         NotFittedError
             Before `fit`.
         TypeError, ValueError
-            If the series are not like those of `fit`, are too short or live elsewhere.
+            If the series are not like those of `fit`, the names and the order of their columns
+            included where both came from pandas, are too short or live elsewhere.
         """
         last, form = self._last_rows(y, X)
         return form.shaped(self._learned.ahead(last))
@@ -433,7 +434,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def _checked_like_fit(self, y: Any, X: Any) -> tuple[Panel, Form]:
         """Return series and features that what was learned serves."""
         check_is_fitted(self)
-        panel, form = read_panel(y, X, self.half_widths_.shape[1])
+        panel, form = read_panel(y, X, self.half_widths_.shape[1], self._form.rhythms)
         self._learned.check(panel)
         return panel, form
 

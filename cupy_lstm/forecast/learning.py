@@ -78,8 +78,8 @@ class Learned:
         TypeError
             If they live elsewhere.
         DataError
-            If they differ in their number or in that of their features, one is too short, or a
-            value is out of all proportion.
+            If they differ in their number or in that of their features, in the names or the order
+            of columns that pandas names, one is too short, or a value is out of all proportion.
         """
         scale = self.norms.scale
         require_same_place("y", panel.values, scale, "the weights")
@@ -89,6 +89,13 @@ class Learned:
         found = panel.values.shape[1]
         if found != columns:
             raise DataError(f"X has {found - 1} features, but fit was given {columns - 1}")
+        for ours, theirs in zip(self.last.labels, panel.labels, strict=True):
+            for known, came in zip(ours, theirs, strict=True):
+                if None not in (known, came) and known != came:
+                    raise DataError(
+                        f"column {came!r} is where fit was given {known!r}: the columns of y and X "
+                        "must have the names and the order that they had there"
+                    )
         for names, rows in zip(panel.names, panel.lengths, strict=True):
             if rows < self.context:
                 raise DataError(
