@@ -74,8 +74,8 @@ TABLES = {
         ["column 'load' is constant over the training part, the first 72 rows"],
     ),
     "constant in training only": (
-        lambda frame: frame.assign(heat=[1.0] * 80 + [2.0] * 40),
-        ["column 'heat' is constant over the training part"],
+        lambda frame: frame.assign(load=[1.0] * 80 + [2.0] * 40),
+        ["column 'load' is constant over the training part"],
     ),
     "values too large": (
         lambda frame: frame.assign(load=frame["load"] * 1e200),

@@ -375,6 +375,20 @@ def test_a_feature_that_leads_is_learned_from():
     assert known > 0.8
 
 
+def test_a_feature_may_be_constant():
+    """It is zero to the model then: one constant is as good as another."""
+    y, X = waves()[:, :2], waves(series=1, seed=1)
+    listed = [y[:, 0], y[:, 1]]
+
+    def forecast(first, second):
+        beside = [numpy.append(X, numpy.full((60, 1), value), axis=1) for value in (first, second)]
+        return small().fit(listed, beside).predict()
+
+    for found, expected in zip(forecast(3, 5), forecast(0, -8), strict=True):
+        same(found, expected)
+        assert numpy.isfinite(found).all()
+
+
 # --- files ---------------------------------------------------------------------------------------
 
 
