@@ -50,18 +50,19 @@ def test_parameters_are_kept_as_they_are_given():
 def test_a_search_over_parameters_splits_by_time():
     y = waves(90, 1)[:, 0]
     X = waves(90, 2, seed=1)
-    search = GridSearchCV(small(), {"hidden_size": [2, 3]}, cv=TimeSeriesSplit(3))
+    search = GridSearchCV(small(level=0.5), {"hidden_size": [2, 3]}, cv=TimeSeriesSplit(3))
     assert search.fit(y).best_estimator_.predict().shape == (3,)
     assert (search.cv_results_["rank_test_score"] > 0).all()
     search.fit(y, X)  # features split along
     assert search.best_estimator_.n_features_in_ == 2
     # What the search scored is what one would by hand.
     train, test = next(TimeSeriesSplit(3).split(y))
-    by_hand = small(hidden_size=2).fit(y[train], X[train]).score(y[test], X[test])
+    by_hand = small(hidden_size=2, level=0.5).fit(y[train], X[train]).score(y[test], X[test])
     assert search.cv_results_["split0_test_score"][0] == by_hand
     frame = pandas.Series(y, pandas.date_range("2020-01-01", periods=90))
-    scores = cross_val_score(small(hidden_size=2), frame, cv=TimeSeriesSplit(3))
-    assert scores[0] == small(hidden_size=2).fit(y[train]).score(y[test])
+    least = small(hidden_size=2, level=0.5)
+    scores = cross_val_score(least, frame, cv=TimeSeriesSplit(3))
+    assert scores[0] == least.fit(y[train]).score(y[test])
 
 
 def test_a_seed_repeats_a_training():
@@ -136,7 +137,7 @@ def test_forecasts_come_in_the_form_of_the_series():
 
 def test_series_may_differ_in_length():
     y = waves()
-    forecaster = small().fit([y[:, 0], y[20:, 1]])
+    forecaster = small(level=0.8).fit([y[:, 0], y[20:, 1]])
     assert forecaster.training_rows_ == [45, 30]
     assert [values.shape for values in forecaster.predict()] == [(3,), (3,)]
     newer = forecaster.predict([y[-8:, 0], y[-6:, 1]])
@@ -204,7 +205,7 @@ def test_frames_and_lists_of_pandas():
     assert list(found.columns) == ["a", "b", "c"]
     assert found.index.name == "month"
     same(found.to_numpy(), small().fit(frame.to_numpy(), X.to_numpy()).predict())
-    listed = small().fit([frame["a"], frame["b"].iloc[10:50]]).predict()
+    listed = small(level=0.8).fit([frame["a"], frame["b"].iloc[10:50]]).predict()
     assert [series.name for series in listed] == ["a", "b"]
     assert listed[1].index[0] == index[50]
 
@@ -311,7 +312,7 @@ def test_a_backtest_forecasts_from_what_was_known():
 def test_starts_and_periods_may_differ_from_series_to_series():
     y = waves()
     series = [y[:, 0], y[10:, 1]]
-    forecaster = small().fit([part[:40] for part in series])
+    forecaster = small(level=0.8).fit([part[:40] for part in series])
     for kind in (list, numpy.array):
         judged = forecaster.backtest(series, start=kind([-12, 40]), period=kind([3, 7]))
         assert [one.origins[0] for one in judged] == [48, 40]
@@ -349,6 +350,15 @@ def test_an_interval_holds_the_share_of_validation_errors_that_it_should():
         rank = numpy.ceil(49 * forecaster.level) / 48
         numpy.testing.assert_array_equal(share, [rank] * 3)
     assert (narrow.half_widths_ < wide.half_widths_).all()
+
+
+def test_too_few_errors_for_the_level_are_warned_of():
+    y = waves(series=1)[:, 0]  # 13 forecasts in the validation part
+    assert small(level=13 / 14).fit(y).half_widths_.shape == (1, 3)
+    with pytest.warns(UserWarning, match=r"y holds 13 forecasts, too few .* level 0.95.* 0.93 at"):
+        forecaster = small(level=0.95).fit(y)
+    judged = forecaster.backtest(y, start=45)
+    same(forecaster.half_widths_[0], abs(judged.forecasts - judged.truth).max(axis=0))
 
 
 def test_features_are_seen_up_to_the_origin():

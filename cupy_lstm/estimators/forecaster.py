@@ -37,8 +37,9 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     The last rows are kept for validation. From the others alone the scale of each series is
     learned, and an LSTM that looks back on `context` rows and forecasts all steps of the horizon
     at once, as the change since the last row. Training ends where the error on the validation
-    part no longer falls; the errors there are also what the intervals are made of, by split
-    conformal prediction. Several series are learned together: one model over all of them, each
+    part no longer falls; the errors there are also what the intervals are made of, as by split
+    conformal prediction. They are a little too small for that, as epoch and view were chosen by
+    them. Several series are learned together: one model over all of them, each
     scaled on its own, so that they need no common unit; it sees one series at a time, with its
     features.
 
@@ -67,7 +68,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     validation_fraction : float
         Share of the rows of each series that is kept for validation, the last ones.
     level : float
-        Share of true values that the interval should hold.
+        Share of true values that the interval should hold; see `predict_interval`.
     random_state : int, RandomState or None
         Of initial weights and order of the windows.
     callbacks : sequence of callable
@@ -168,6 +169,12 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             If a parameter or an array is unfit; the forecaster is as it was then.
         FloatingPointError
             If the loss becomes infinite or not a number.
+
+        Warns
+        -----
+        UserWarning
+            If the validation part of a series holds too few forecasts for intervals of `level`:
+            N errors vouch for N / (N + 1) at most.
         """
         seed = self.random_state
         if not isinstance(seed, Integral):
@@ -209,8 +216,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def predict_interval(self, y: Any = None, X: Any = None) -> tuple[Any, Any]:
         """Return the ends of the interval around each step of `predict`.
 
-        An interval is as wide as the errors on the validation part were at its step; it holds as
-        many of the true values as `level` says if what comes is like that part.
+        An interval is as wide as the errors on the validation part were at its step: `level` of
+        them lie inside. How many true values it will hold nobody can promise: what comes may be
+        unlike that part, whose errors are those of neighbours in time, and are the least that
+        the choice of epoch and view could make of them. `backtest` says what it held.
 
         Parameters
         ----------
