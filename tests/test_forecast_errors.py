@@ -164,7 +164,8 @@ def test_a_loss_that_is_no_number_is_a_sentence(bench, monkeypatch):
 
 
 def test_as_many_rows_as_the_message_asks_for_are_enough(bench):
-    bench.train(data=table(rows=20))
+    with pytest.warns(UserWarning, match="column 'load' holds 1 forecasts, too few for intervals"):
+        bench.train(data=table(rows=20))
 
 
 FILES = {
