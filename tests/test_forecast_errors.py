@@ -371,6 +371,14 @@ MODELS = {
         lambda model: rewritten(model, training_rows=[72, 72]),
         ["training_rows must be 1 numbers"],
     ),
+    "labels of too many columns": (
+        lambda model: rewritten(model, labels=[["load", "heat"]]),
+        ["labels must be 1 times 1 words"],
+    ),
+    "a label that is no word": (
+        lambda model: rewritten(model, labels=[[3]]),
+        ["labels must be 1 times 1 words"],
+    ),
     "no history": (lambda model: rewritten(model, history={"loss": 1, "gain": 2}), ["is damaged"]),
     "unknown note": (
         lambda model: rewritten(model, notes={"extra": 1}),

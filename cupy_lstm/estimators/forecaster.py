@@ -39,9 +39,8 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     at once, as the change since the last row. Training ends where the error on the validation
     part no longer falls; the errors there are also what the intervals are made of, as by split
     conformal prediction. They are a little too small for that, as epoch and view were chosen by
-    them. Several series are learned together: one model over all of them, each
-    scaled on its own, so that they need no common unit; it sees one series at a time, with its
-    features.
+    them. Several series are learned together: one model over all of them, each scaled on its own,
+    so that they need no common unit; it sees one series at a time, with its features.
 
     Parameters
     ----------
