@@ -74,8 +74,8 @@ TABLES = {
         ["column 'load' is constant over the training part, the first 72 rows"],
     ),
     "constant in training only": (
-        lambda frame: frame.assign(heat=[1.0] * 80 + [2.0] * 40),
-        ["column 'heat' is constant over the training part"],
+        lambda frame: frame.assign(load=[1.0] * 80 + [2.0] * 40),
+        ["column 'load' is constant over the training part"],
     ),
     "values too large": (
         lambda frame: frame.assign(load=frame["load"] * 1e200),
@@ -164,7 +164,8 @@ def test_a_loss_that_is_no_number_is_a_sentence(bench, monkeypatch):
 
 
 def test_as_many_rows_as_the_message_asks_for_are_enough(bench):
-    bench.train(data=table(rows=20))
+    with pytest.warns(UserWarning, match="column 'load' holds 1 forecasts, too few for intervals"):
+        bench.train(data=table(rows=20))
 
 
 FILES = {
@@ -369,6 +370,14 @@ MODELS = {
     "rows of too many series": (
         lambda model: rewritten(model, training_rows=[72, 72]),
         ["training_rows must be 1 numbers"],
+    ),
+    "labels of too many columns": (
+        lambda model: rewritten(model, labels=[["load", "heat"]]),
+        ["labels must be 1 times 1 words"],
+    ),
+    "a label that is no word": (
+        lambda model: rewritten(model, labels=[[3]]),
+        ["labels must be 1 times 1 words"],
     ),
     "no history": (lambda model: rewritten(model, history={"loss": 1, "gain": 2}), ["is damaged"]),
     "unknown note": (

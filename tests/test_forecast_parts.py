@@ -2,6 +2,7 @@
 
 import numpy
 import pytest
+from statsmodels.datasets import elnino
 
 from cupy_lstm.forecast.baselines import MAX_PERIOD, baselines, estimate_period
 from cupy_lstm.forecast.errors import DataError
@@ -190,6 +191,9 @@ def test_season_is_estimated():
     noise = generator.normal(size=700)
     assert estimate_period(numpy.sin(2 * numpy.pi * steps / 7) + 0.3 * noise, 12) == 7
     assert estimate_period(numpy.sin(2 * numpy.pi * steps / 24) + 0.01 * steps, 6) == 24
+    sea = elnino.load_pandas().data.set_index("YEAR").to_numpy().ravel()
+    sea = sea[numpy.isfinite(sea)]
+    assert estimate_period(sea[: len(sea) * 4 // 5], 12) == 12  # four years do a little better
     assert estimate_period(noise.cumsum(), 12) == 1
     assert estimate_period(numpy.array([1.0, 2.0]), 1) == 1
     long = numpy.sin(2 * numpy.pi * numpy.arange(5000) / 1000)

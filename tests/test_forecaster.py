@@ -50,18 +50,19 @@ def test_parameters_are_kept_as_they_are_given():
 def test_a_search_over_parameters_splits_by_time():
     y = waves(90, 1)[:, 0]
     X = waves(90, 2, seed=1)
-    search = GridSearchCV(small(), {"hidden_size": [2, 3]}, cv=TimeSeriesSplit(3))
+    search = GridSearchCV(small(level=0.5), {"hidden_size": [2, 3]}, cv=TimeSeriesSplit(3))
     assert search.fit(y).best_estimator_.predict().shape == (3,)
     assert (search.cv_results_["rank_test_score"] > 0).all()
     search.fit(y, X)  # features split along
     assert search.best_estimator_.n_features_in_ == 2
     # What the search scored is what one would by hand.
     train, test = next(TimeSeriesSplit(3).split(y))
-    by_hand = small(hidden_size=2).fit(y[train], X[train]).score(y[test], X[test])
+    by_hand = small(hidden_size=2, level=0.5).fit(y[train], X[train]).score(y[test], X[test])
     assert search.cv_results_["split0_test_score"][0] == by_hand
     frame = pandas.Series(y, pandas.date_range("2020-01-01", periods=90))
-    scores = cross_val_score(small(hidden_size=2), frame, cv=TimeSeriesSplit(3))
-    assert scores[0] == small(hidden_size=2).fit(y[train]).score(y[test])
+    least = small(hidden_size=2, level=0.5)
+    scores = cross_val_score(least, frame, cv=TimeSeriesSplit(3))
+    assert scores[0] == least.fit(y[train]).score(y[test])
 
 
 def test_a_seed_repeats_a_training():
@@ -136,7 +137,7 @@ def test_forecasts_come_in_the_form_of_the_series():
 
 def test_series_may_differ_in_length():
     y = waves()
-    forecaster = small().fit([y[:, 0], y[20:, 1]])
+    forecaster = small(level=0.8).fit([y[:, 0], y[20:, 1]])
     assert forecaster.training_rows_ == [45, 30]
     assert [values.shape for values in forecaster.predict()] == [(3,), (3,)]
     newer = forecaster.predict([y[-8:, 0], y[-6:, 1]])
@@ -204,9 +205,67 @@ def test_frames_and_lists_of_pandas():
     assert list(found.columns) == ["a", "b", "c"]
     assert found.index.name == "month"
     same(found.to_numpy(), small().fit(frame.to_numpy(), X.to_numpy()).predict())
-    listed = small().fit([frame["a"], frame["b"].iloc[10:50]]).predict()
+    listed = small(level=0.8).fit([frame["a"], frame["b"].iloc[10:50]]).predict()
     assert [series.name for series in listed] == ["a", "b"]
     assert listed[1].index[0] == index[50]
+
+
+def test_truth_values_are_numbers_wherever_they_come_from():
+    y, X = waves()[:, 0], waves(seed=1)[:, :1] > 8
+    expected = small().fit(y, X.astype("float64")).predict()
+    same(small().fit(y, X).predict(), expected)
+    same(small().fit(y, pandas.DataFrame(X)).predict(), expected)
+
+
+def test_columns_keep_their_names_and_order(tmp_path):
+    frame = pandas.DataFrame(waves()[:, :2], columns=["a", "b"])
+    X = pandas.DataFrame(waves(seed=1)[:, :2], columns=["p", "q"])
+    forecaster = small().fit(frame, X)
+    forecaster.save(tmp_path / "a")
+    expected = forecaster.predict(frame, X).to_numpy()
+    for same_forecaster in (forecaster, LSTMForecaster.load(tmp_path / "a")):
+        same(same_forecaster.predict(frame, X).to_numpy(), expected)
+        same(same_forecaster.predict(frame.to_numpy(), X.to_numpy()), expected)
+        for y, features, message in (
+            (frame[["b", "a"]], X, "column 'b' is where fit was given 'a'"),
+            (frame, X[["q", "p"]], "column 'q' is where fit was given 'p'"),
+            (frame.rename(columns={"b": "c"}), X, "column 'c' is where fit was given 'b'"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                same_forecaster.predict(y, features)
+            with pytest.raises(ValueError, match=message):
+                same_forecaster.backtest(y, features, start=40)
+    listed = small().fit([frame["a"], frame["b"]])
+    with pytest.raises(ValueError, match="column 'b' is where fit was given 'a'"):
+        listed.predict([frame["b"], frame["a"]])
+    alone = small().fit(frame["a"])
+    same(alone.predict(frame["a"].rename("z")).to_numpy(), alone.predict().to_numpy())
+
+
+@pytest.mark.parametrize(
+    ("index", "rows", "expected"),
+    [
+        (pandas.bdate_range("2024-01-01", periods=60), slice(50, 55), "2024-03-18"),
+        (pandas.date_range("2001-01-31", periods=60, freq="ME"), slice(25, 27), "2003-04-30"),
+        (pandas.date_range("2024-01-01", periods=60, freq="D"), slice(0, 1), "2024-01-02"),
+        (
+            pandas.bdate_range("2024-01-01", periods=60, tz="Europe/Berlin"),
+            slice(50, 55),
+            "2024-03-18",
+        ),
+    ],
+    ids=["business days", "ends of months", "one row", "business days in a zone"],
+)
+def test_newer_rows_go_on_as_the_series_of_the_fit_did(index, rows, expected):
+    """Rows that are too few to show a weekend or the end of a long month."""
+    index = pandas.DatetimeIndex(list(index))
+    assert index.freq is None
+    y = pandas.Series(waves(series=1)[:, 0], index)
+    found = small(context=1).fit(y).predict(y[rows]).index
+    assert found[0] == pandas.Timestamp(expected, tz=index.tz)
+    other = y[rows].set_axis(pandas.RangeIndex(len(y[rows])), axis=0)
+    if len(other) > 1:
+        assert small(context=1).fit(y).predict(other).index.tolist()[0] == len(other)
 
 
 def test_nothing_of_the_caller_is_written():
@@ -253,10 +312,11 @@ def test_a_backtest_forecasts_from_what_was_known():
 def test_starts_and_periods_may_differ_from_series_to_series():
     y = waves()
     series = [y[:, 0], y[10:, 1]]
-    forecaster = small().fit([part[:40] for part in series])
-    judged = forecaster.backtest(series, start=[-12, 40], period=[3, 7])
-    assert [one.origins[0] for one in judged] == [48, 40]
-    assert [one.period for one in judged] == [3, 7]
+    forecaster = small(level=0.8).fit([part[:40] for part in series])
+    for kind in (list, numpy.array):
+        judged = forecaster.backtest(series, start=kind([-12, 40]), period=kind([3, 7]))
+        assert [one.origins[0] for one in judged] == [48, 40]
+        assert [one.period for one in judged] == [3, 7]
     alone = small().fit(y[:45, 0]).backtest(y[:, 0], start=-15)
     assert isinstance(alone, Backtest)
     assert alone.origins[0] == 45
@@ -292,6 +352,15 @@ def test_an_interval_holds_the_share_of_validation_errors_that_it_should():
     assert (narrow.half_widths_ < wide.half_widths_).all()
 
 
+def test_too_few_errors_for_the_level_are_warned_of():
+    y = waves(series=1)[:, 0]  # 13 forecasts in the validation part
+    assert small(level=13 / 14).fit(y).half_widths_.shape == (1, 3)
+    with pytest.warns(UserWarning, match=r"y holds 13 forecasts, too few .* level 0.95.* 0.93 at"):
+        forecaster = small(level=0.95).fit(y)
+    judged = forecaster.backtest(y, start=45)
+    same(forecaster.half_widths_[0], abs(judged.forecasts - judged.truth).max(axis=0))
+
+
 def test_features_are_seen_up_to_the_origin():
     y = waves(series=1)[:, 0]
     X = waves(series=2, seed=1)
@@ -314,6 +383,20 @@ def test_a_feature_that_leads_is_learned_from():
     # The best blind forecast of white noise is its mean: MAE 1 / sqrt(2) of that of the naive one.
     assert blind < 1 - 0.5**0.5 + 0.1
     assert known > 0.8
+
+
+def test_a_feature_may_be_constant():
+    """It is zero to the model then: one constant is as good as another."""
+    y, X = waves()[:, :2], waves(series=1, seed=1)
+    listed = [y[:, 0], y[:, 1]]
+
+    def forecast(first, second):
+        beside = [numpy.append(X, numpy.full((60, 1), value), axis=1) for value in (first, second)]
+        return small().fit(listed, beside).predict()
+
+    for found, expected in zip(forecast(3, 5), forecast(0, -8), strict=True):
+        same(found, expected)
+        assert numpy.isfinite(found).all()
 
 
 # --- files ---------------------------------------------------------------------------------------
@@ -353,6 +436,24 @@ def test_a_forecaster_of_pandas_forecasts_arrays_after_it_is_loaded(tmp_path):
     again = LSTMForecaster.load(tmp_path / "a")
     same(again.predict(), forecaster.predict().to_numpy())
     pandas.testing.assert_series_equal(again.predict(y), forecaster.predict())
+
+
+def test_a_file_holds_the_parameters_of_the_fit(tmp_path):
+    forecaster = small().fit(waves())
+    forecaster.save(tmp_path / "a")
+    forecaster.set_params(level=2.0, horizon=9, hidden_size=7, view="no view")
+    forecaster.save(tmp_path / "b")
+    assert (tmp_path / "b").read_bytes() == (tmp_path / "a").read_bytes()
+    again = LSTMForecaster.load(tmp_path / "b")
+    assert (again.level, again.horizon) == (0.9, 3)
+    same(again.predict(), forecaster.predict())
+
+
+def test_notes_are_what_json_can_hold(tmp_path):
+    forecaster = small().fit(waves())
+    with pytest.raises(TypeError, match=r"notes must hold what JSON can: .* float32"):
+        forecaster.save(tmp_path / "a", notes={"share": numpy.float32(1)})
+    assert not list(tmp_path.iterdir())
 
 
 # --- errors --------------------------------------------------------------------------------------
@@ -413,7 +514,6 @@ DATA = {
         r"y\[1\] has 11 rows, too few for a context of 6 and a horizon of 3: 12 rows would do",
     ),
     "text": (numpy.array(["a"] * 60), None, "y must hold numbers, its dtype is <U1"),
-    "truth values": (GOOD > 3, None, "y must hold numbers, its dtype is bool"),
     "text of pandas": (pandas.Series(["a"] * 60), None, "y must hold numbers"),
     "no array": ("abc", None, "y must be an array of numpy or cupy or of pandas, received str"),
     "no axes": (numpy.float64(3), None, "y must"),
@@ -485,6 +585,8 @@ def test_what_a_forecast_refuses():
     for start, message in (
         (5, "start is row 5 of 60, but a forecast needs 6 rows before it and 3 from it on"),
         (58, "start is row 58 of 60"),
+        (60, "start is row 60 of 60"),
+        (110, "start is row 110 of 60"),
         (-61, "start must be at least -60"),
         (1.5, "start must be an integer"),
         ([40, 41], "start must hold 3 numbers, one for each series"),
@@ -493,6 +595,14 @@ def test_what_a_forecast_refuses():
             forecaster.backtest(GOOD, GOOD[:, :2], start=start)
     with pytest.raises(ValueError, match="period is 40, but the first forecast begins at row 40"):
         forecaster.backtest(GOOD, GOOD[:, :2], start=40, period=40)
+    for period, message in (
+        (0, "period must be at least 1, received 0"),
+        (2.5, "period must be an integer"),
+        ([4, 4, True], "period must be an integer, received True"),
+        ([4, 4], "period must hold 3 numbers"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            forecaster.backtest(GOOD, GOOD[:, :2], start=40, period=period)
     with pytest.raises(ValueError, match=re.escape("start is row 6 of 8")):
         forecaster.score(GOOD[:8], GOOD[:8, :2])
 

@@ -1,5 +1,6 @@
 """Forecasts of time series by an LSTM, as an estimator."""
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from math import inf
 from numbers import Integral
@@ -7,11 +8,12 @@ from os import PathLike
 from types import ModuleType
 from typing import Any, Self
 
+import numpy
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from cupy_lstm.backend import array_module, import_module, module_name
-from cupy_lstm.checks import checked_integer
+from cupy_lstm.checks import checked_integer, checked_optional_integer
 from cupy_lstm.estimators.picture import HistoryPlot
 from cupy_lstm.estimators.seeds import agreed_seeds
 from cupy_lstm.estimators.storage import (
@@ -35,10 +37,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     The last rows are kept for validation. From the others alone the scale of each series is
     learned, and an LSTM that looks back on `context` rows and forecasts all steps of the horizon
     at once, as the change since the last row. Training ends where the error on the validation
-    part no longer falls; the errors there are also what the intervals are made of, by split
-    conformal prediction. Several series are learned together: one model over all of them, each
-    scaled on its own, so that they need no common unit; it sees one series at a time, with its
-    features.
+    part no longer falls; the errors there are also what the intervals are made of, as by split
+    conformal prediction. They are a little too small for that, as epoch and view were chosen by
+    them. Several series are learned together: one model over all of them, each scaled on its own,
+    so that they need no common unit; it sees one series at a time, with its features.
 
     Parameters
     ----------
@@ -65,7 +67,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     validation_fraction : float
         Share of the rows of each series that is kept for validation, the last ones.
     level : float
-        Share of true values that the interval should hold.
+        Share of true values that the interval should hold; see `predict_interval`.
     random_state : int, RandomState or None
         Of initial weights and order of the windows.
     callbacks : sequence of callable
@@ -105,6 +107,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
 
     _learned: Learned
     _form: Form
+    _fitted_parameters: dict[str, Any]
 
     def __init__(
         self,
@@ -165,15 +168,20 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             If a parameter or an array is unfit; the forecaster is as it was then.
         FloatingPointError
             If the loss becomes infinite or not a number.
+
+        Warns
+        -----
+        UserWarning
+            If the validation part of a series holds too few forecasts for intervals of `level`:
+            N errors vouch for N / (N + 1) at most.
         """
         seed = self.random_state
         if not isinstance(seed, Integral):
             (seed,) = agreed_seeds(seed, 1)
-        settings = checked_settings(
-            self.get_params(deep=False), checked_integer("random_state", seed, 0)
-        )
+        parameters = self.get_params(deep=False)
+        settings = checked_settings(parameters, checked_integer("random_state", seed, 0))
         panel, form = read_panel(y, X, settings.horizon)
-        self._take(learn(panel, settings), form)
+        self._take(learn(panel, settings), form, parameters)
         return self
 
     def predict(self, y: Any = None, X: Any = None) -> Any:
@@ -183,7 +191,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         ----------
         y : optional
             Newer rows of the same series, at least `context_`, in the form in which `fit` takes
-            them; default: what comes after the rows that `fit` was given.
+            them, with the same names; default: what comes after the rows that `fit` was given.
         X : optional
             Features of these rows, where `fit` was given some.
 
@@ -198,7 +206,8 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         NotFittedError
             Before `fit`.
         TypeError, ValueError
-            If the series are not like those of `fit`, are too short or live elsewhere.
+            If the series are not like those of `fit`, the names and the order of their columns
+            included where both came from pandas, are too short or live elsewhere.
         """
         last, form = self._last_rows(y, X)
         return form.shaped(self._learned.ahead(last))
@@ -206,8 +215,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def predict_interval(self, y: Any = None, X: Any = None) -> tuple[Any, Any]:
         """Return the ends of the interval around each step of `predict`.
 
-        An interval is as wide as the errors on the validation part were at its step; it holds as
-        many of the true values as `level` says if what comes is like that part.
+        An interval is as wide as the errors on the validation part were at its step: `level` of
+        them lie inside. How many true values it will hold nobody can promise: what comes may be
+        unlike that part, whose errors are those of neighbours in time, and are the least that
+        the choice of epoch and view could make of them. `backtest` says what it held.
 
         Parameters
         ----------
@@ -263,6 +274,10 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         """
         panel, form = self._checked_like_fit(y, X)
         count = len(panel.lengths)
+        periods = [
+            checked_optional_integer("period", season)
+            for season in _for_each("period", period, count)
+        ]
         horizon = self.half_widths_.shape[1]
         origins = [
             origins_from(first, rows, self.context_, horizon)
@@ -275,7 +290,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
                 origins,
                 self._learned.rolled(panel, origins),
                 self.half_widths_,
-                _for_each("period", period, count),
+                periods,
                 strict=True,
             )
         ]
@@ -322,8 +337,8 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def save(self, path: str | PathLike[str], *, notes: Mapping[str, Any] | None = None) -> None:
         """Write the forecaster into a safetensors file, complete or not at all.
 
-        What `callbacks` are is not written, nor the index of pandas that `predict` would go on
-        from. Waits for a GPU.
+        The parameters are those of the fit, whatever has been set since. What `callbacks` are is
+        not written, nor the index of pandas that `predict` would go on from. Waits for a GPU.
 
         Parameters
         ----------
@@ -339,13 +354,15 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             If safetensors is not installed.
         OSError
             If the file cannot be written; what was there stays then.
+        TypeError
+            If `notes` are nothing that JSON can hold.
         """
         check_is_fitted(self)
         description = {
             "class": type(self).__name__,
-            "parameters": parameters_as_json(self.get_params(deep=False)),
+            "parameters": parameters_as_json(self._fitted_parameters),
             "form": self._form.kind,
-            "notes": dict(self.notes_ if notes is None else notes),
+            "notes": _checked_notes(self.notes_ if notes is None else notes),
         }
         write_estimator(
             path, learned_as_arrays(self._learned), description | learned_as_json(self._learned)
@@ -377,7 +394,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
             loaded = cls(**parameters_from_json(description["parameters"]))
             checked_settings(loaded.get_params(deep=False), seed=0)
             form = form_of_arrays(description["form"], len(arrays["half_widths"]))
-            loaded._take(restored(arrays, description, module), form)
+            loaded._take(restored(arrays, description, module), form, loaded.get_params(deep=False))
             loaded.notes_ = dict(description["notes"])
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is damaged: {error}") from None
@@ -410,9 +427,9 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "_learned")
 
-    def _take(self, learned: Learned, form: Form) -> None:
-        """Take over what was learned."""
-        self._learned, self._form = learned, form
+    def _take(self, learned: Learned, form: Form, parameters: dict[str, Any]) -> None:
+        """Take over what was learned, in which form, and with which parameters."""
+        self._learned, self._form, self._fitted_parameters = learned, form, parameters
         self.history_ = learned.history
         self.network_ = learned.model
         self.view_ = learned.model.view
@@ -425,7 +442,7 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
     def _checked_like_fit(self, y: Any, X: Any) -> tuple[Panel, Form]:
         """Return series and features that what was learned serves."""
         check_is_fitted(self)
-        panel, form = read_panel(y, X, self.half_widths_.shape[1])
+        panel, form = read_panel(y, X, self.half_widths_.shape[1], self._form.rhythms)
         self._learned.check(panel)
         return panel, form
 
@@ -439,9 +456,19 @@ class LSTMForecaster(HistoryPlot, BaseEstimator):
         return self._learned.last, self._form
 
 
+def _checked_notes(notes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return notes that JSON can hold."""
+    try:
+        json.dumps(dict(notes))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"notes must hold what JSON can: {error}") from None
+    return dict(notes)
+
+
 def _for_each(name: str, value: Any, count: int) -> list[Any]:
     """Return one value for each series."""
-    values = list(value) if isinstance(value, Sequence) else [value] * count
+    several = isinstance(value, Sequence | numpy.ndarray) and numpy.ndim(value) == 1
+    values = list(value) if several else [value] * count
     if len(values) != count:
         raise ValueError(f"{name} must hold {count} numbers, one for each series")
     return values

@@ -14,7 +14,11 @@ MAX_PERIOD = 400
 """Longest period that is looked for, in rows: a year of days."""
 
 CLEARLY = 0.9
-"""An error below this share of another is clearly smaller; such a share of a gain is nearly all."""
+"""An error below this share of another is clearly smaller."""
+
+NEARLY_ALL = 0.8
+"""Share of the best gain that is enough for a shorter period: of the seasons of one year, two years
+and four, the last ones average over fewer changes, and do better by chance."""
 
 
 def seasonal_naive(
@@ -67,7 +71,7 @@ def estimate_period(series: Array, horizon: int) -> int:
     The seasonal-naive forecast with drift is scored with every period up to a third of the
     series (and `MAX_PERIOD`). If none has an error clearly below that of period 1, there is no
     season and 1 is returned. Else it is the shortest that does better than its neighbours and
-    has nearly all of the best one's gain, so that a week is not taken for two weeks.
+    has nearly all of the best one's gain, so that a year is not taken for four years.
 
     Parameters
     ----------
@@ -91,4 +95,4 @@ def estimate_period(series: Array, horizon: int) -> int:
         return 1
     beside = numpy.concatenate([[numpy.inf], errors, [numpy.inf]])
     dip = (errors <= beside[:-2]) & (errors <= beside[2:])
-    return int(periods[(dip & (naive - errors >= CLEARLY * (naive - best))).argmax()])
+    return int(periods[(dip & (naive - errors >= NEARLY_ALL * (naive - best))).argmax()])

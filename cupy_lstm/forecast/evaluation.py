@@ -116,7 +116,8 @@ def origins_from(start: object, rows: int, context: int, horizon: int) -> HostAr
         If there are not `context` rows before it and `horizon` from it on; a negative one counts
         from the end.
     """
-    first = checked_integer("start", start, -rows) % rows
+    row = checked_integer("start", start, -rows)
+    first = row + rows if row < 0 else row
     if not context <= first <= rows - horizon:
         raise DataError(
             f"start is row {start} of {rows}, but a forecast needs {context} rows before it and "
@@ -150,6 +151,14 @@ def score(truth: Array, forecast: Array) -> Score:
     return Score(float(abs(error).mean()), float((error**2).mean()) ** 0.5)
 
 
+def conformal_rank(count: int, level: float) -> int:
+    """Return the rank among `count` errors that split conformal prediction asks for.
+
+    More than `count` where so few errors cannot vouch for the level.
+    """
+    return int(numpy.ceil((count + 1) * level))
+
+
 def interval_half_widths(truth: HostArray, forecast: HostArray, level: float) -> HostArray:
     """Return how far from the forecast an interval must reach, for each step of the horizon.
 
@@ -170,7 +179,7 @@ def interval_half_widths(truth: HostArray, forecast: HostArray, level: float) ->
     array [horizon]
     """
     count = len(truth)
-    rank = min(int(numpy.ceil((count + 1) * level)), count)
+    rank = min(conformal_rank(count, level), count)
     return numpy.asarray(numpy.sort(numpy.abs(forecast - truth), axis=0)[rank - 1])
 
 

@@ -3,6 +3,7 @@
 `_train` is the one place that calls `cupy_lstm.training.fit`.
 """
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from types import ModuleType
@@ -14,6 +15,7 @@ from cupy_lstm.distributed.launcher import launched
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.forecast.evaluation import (
     check_rows,
+    conformal_rank,
     interval_half_widths,
     origins_between,
     training_rows,
@@ -78,8 +80,8 @@ class Learned:
         TypeError
             If they live elsewhere.
         DataError
-            If they differ in their number or in that of their features, one is too short, or a
-            value is out of all proportion.
+            If they differ in their number or in that of their features, in the names or the order
+            of columns that pandas names, one is too short, or a value is out of all proportion.
         """
         scale = self.norms.scale
         require_same_place("y", panel.values, scale, "the weights")
@@ -89,6 +91,13 @@ class Learned:
         found = panel.values.shape[1]
         if found != columns:
             raise DataError(f"X has {found - 1} features, but fit was given {columns - 1}")
+        for ours, theirs in zip(self.last.labels, panel.labels, strict=True):
+            for known, came in zip(ours, theirs, strict=True):
+                if None not in (known, came) and known != came:
+                    raise DataError(
+                        f"column {came!r} is where fit was given {known!r}: the columns of y and X "
+                        "must have the names and the order that they had there"
+                    )
         for names, rows in zip(panel.names, panel.lengths, strict=True):
             if rows < self.context:
                 raise DataError(
@@ -121,12 +130,18 @@ def learn(panel: Panel, settings: Settings) -> Learned:
         If a series is too short, constant, or too extreme to be scaled.
     FloatingPointError
         As of `fit`.
+
+    Warns
+    -----
+    UserWarning
+        If the validation part of a series holds too few forecasts for intervals of the level.
     """
     horizon, context, fraction = settings.horizon, settings.context, settings.validation_fraction
     for names, rows in zip(panel.names, panel.lengths, strict=True):
         check_rows(names[0], rows, fraction, context, horizon)
     training = [training_rows(rows, fraction) for rows in panel.lengths]
     norms = learn_norms(panel, training, horizon)
+    _warn_of_few_errors(panel, training, settings)
     sight = Sight(panel, norms, context)
     learned = [origins_between(context, rows, horizon) for rows in training]
     validated = [
@@ -165,6 +180,21 @@ def rolled(
     for of_each in origins:
         start, stop = stop, stop + len(of_each)
         yield truth[start:stop], forecasts[start:stop]
+
+
+def _warn_of_few_errors(panel: Panel, training: list[int], settings: Settings) -> None:
+    """Warn, once, if the errors of a series will be too few for the level of the intervals."""
+    for names, first, rows in zip(panel.names, training, panel.lengths, strict=True):
+        count = len(origins_between(first, rows, settings.horizon))
+        if conformal_rank(count, settings.level) > count:
+            warnings.warn(
+                f"the validation part of {names[0]} holds {count} forecasts, too few for intervals "
+                f"of level {settings.level:g}: they reach as far as the largest error there, and "
+                f"are of level {count / (count + 1):.2g} at best",
+                UserWarning,
+                stacklevel=4,
+            )
+            return
 
 
 def _train(

@@ -25,7 +25,7 @@ class Norms:
     Attributes
     ----------
     scale : array [S, C]
-        Typical change of each column of each series, positive.
+        Typical change of each column of each series, positive; 1 for a constant feature.
     centre : array [S, C]
         Mean of each column of each series.
     """
@@ -55,21 +55,22 @@ def learn_norms(panel: Panel, training: Sequence[int], horizon: int) -> Norms:
     Raises
     ------
     DataError
-        If a column is constant over these rows, or too extreme to be scaled.
+        If a series is constant over these rows, or a column too extreme to be scaled.
     """
     xp = array_module(panel.values)
     parts = [rows[:count] for rows, count in zip(panel.rows(), training, strict=True)]
-    constant = to_host(xp.stack([(part == part[0]).all(axis=0) for part in parts]))
+    constant = xp.stack([(part == part[0]).all(axis=0) for part in parts])
     scale = xp.stack([change_scale(part, horizon) for part in parts])
+    scale = xp.where(constant, 1.0, scale)  # features alone: a constant series is refused below
     smallest, largest = SCALES
     host_scale = to_host(scale)
     extreme = ~((host_scale > smallest) & (host_scale < largest))
     for names, is_constant, is_extreme, rows in zip(
-        panel.names, constant, extreme, training, strict=True
+        panel.names, to_host(constant)[:, 0], extreme, training, strict=True
     ):
-        if is_constant.any():
+        if is_constant:
             raise DataError(
-                f"{names[int(is_constant.argmax())]} is constant over the training part, "
+                f"{names[0]} is constant over the training part, "
                 f"the first {rows} rows; there is nothing to learn from it"
             )
         if is_extreme.any():

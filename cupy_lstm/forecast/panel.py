@@ -2,7 +2,7 @@
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy
 
 from cupy_lstm.backend import Array, HostArray, array_module, is_array, require_same_place, to_host
-from cupy_lstm.forecast.axis import continued, label
+from cupy_lstm.forecast.axis import Rhythm, continued, label, rhythm_of
 from cupy_lstm.forecast.errors import DataError
 from cupy_lstm.interchange import adopted
 
@@ -31,7 +31,10 @@ class Panel:
     lengths : tuple of int
         Rows of each series.
     names : tuple of tuple of str
-        For each series the names of its C columns, for messages.
+        For each series words for its C columns, for messages.
+    labels : tuple of tuple of (str or None)
+        For each series what pandas calls its C columns, as far as these are words; a series that
+        comes alone has no label.
     indexes : tuple of (pandas.Index or None)
         For each series what pandas calls its rows.
     """
@@ -39,6 +42,7 @@ class Panel:
     values: Array
     lengths: tuple[int, ...]
     names: tuple[tuple[str, ...], ...]
+    labels: "tuple[tuple[str | None, ...], ...]"
     indexes: tuple[Index, ...]
 
     @cached_property
@@ -62,12 +66,12 @@ class Panel:
         rows = [rows[-count:] for rows in self.rows()]
         indexes = tuple(None if index is None else index[-count:] for index in self.indexes)
         values = array_module(self.values).concatenate(rows)
-        return Panel(values, (count,) * len(rows), self.names, indexes)
+        return replace(self, values=values, lengths=(count,) * len(rows), indexes=indexes)
 
     def to(self, xp: ModuleType) -> "Panel":
         """Return the panel where arrays of `xp` are."""
         values = to_host(self.values) if xp is numpy else xp.asarray(self.values)
-        return Panel(values, self.lengths, self.names, self.indexes)
+        return replace(self, values=values)
 
     def place(self, series: int, column: int, row: int) -> str:
         """Return words for a place, for messages: ``column 'load' is 3 in row 7 (2001-07-01)``."""
@@ -94,11 +98,14 @@ class Form:
         For pandas objects: of each the labels of the steps to forecast; empty for arrays.
     names : tuple
         For pandas objects: the names of the series.
+    rhythms : tuple
+        For pandas objects: of each how one label of its index follows another.
     """
 
     kind: Literal["one", "columns", "list"]
     futures: "tuple[pandas.Index[Any], ...]" = ()
     names: tuple[Any, ...] = ()
+    rhythms: tuple[Rhythm, ...] = ()
 
     def shaped(self, values: Array) -> Any:
         """Return forecasts [S, horizon] of all series in the form of the series.
@@ -135,7 +142,9 @@ def form_of_arrays(kind: Any, series: int) -> Form:
     return Form(kind)
 
 
-def read_panel(y: Any, X: Any, horizon: int) -> tuple[Panel, Form]:
+def read_panel(
+    y: Any, X: Any, horizon: int, rhythms: tuple[Rhythm, ...] = ()
+) -> tuple[Panel, Form]:
     """Take series and features in.
 
     Parameters
@@ -146,6 +155,8 @@ def read_panel(y: Any, X: Any, horizon: int) -> tuple[Panel, Form]:
         Features of the steps; a list where `y` is one.
     horizon : int
         Number of steps to forecast.
+    rhythms : tuple
+        Of `Form`, if such series were read before: a few newer rows may not show theirs.
 
     Raises
     ------
@@ -174,20 +185,30 @@ def read_panel(y: Any, X: Any, horizon: int) -> tuple[Panel, Form]:
             (series.names[0], *(beside.names if beside else ()))
             for series, beside in zip(columns, features, strict=True)
         ),
+        tuple(
+            (None if kind == "one" else series.words[0], *(beside.words if beside else ()))
+            for series, beside in zip(columns, features, strict=True)
+        ),
         tuple(series.index for series in columns),
     )
     finite = array_module(panel.values).isfinite(panel.values)
     if not finite.all():
         raise DataError(f"{panel.first(~finite)}: fill in what is missing or leave those rows out")
     owners = columns if kind == "list" else columns[:1]
-    futures = tuple(
-        continued(owner.index, horizon, owner.names[0])
-        for owner in owners
+    known = rhythms if len(rhythms) == len(owners) else (None,) * len(owners)
+    found = [
+        (owner.index, rhythm_of(owner.index, owner.names[0], rhythm))
+        for owner, rhythm in zip(owners, known, strict=True)
         if owner.index is not None
-    )
-    if len(futures) < len(owners):
+    ]
+    if len(found) < len(owners):
         return panel, Form(kind)
-    return panel, Form(kind, futures, tuple(series.label for series in columns))
+    return panel, Form(
+        kind,
+        futures=tuple(continued(index, horizon, rhythm) for index, rhythm in found),
+        names=tuple(series.label for series in columns),
+        rhythms=tuple(rhythm for _, rhythm in found),
+    )
 
 
 @dataclass(frozen=True)
@@ -202,6 +223,11 @@ class _Read:
     @property
     def label(self) -> Any:
         return self.labels[0]
+
+    @property
+    def words(self) -> "tuple[str | None, ...]":
+        """The labels that are words."""
+        return tuple(label if isinstance(label, str) else None for label in self.labels)
 
     def columns(self) -> "list[_Read]":
         """Return every column on its own."""
@@ -235,7 +261,7 @@ def _read(argument: str, value: Any, axes: tuple[int, ...]) -> _Read:
                 f"{argument} must be an array of numpy or cupy or of pandas, "
                 f"received {type(value).__name__}"
             )
-        if array.dtype.kind not in "iuf":
+        if array.dtype.kind not in "biuf":
             raise DataError(f"{argument} must hold numbers, its dtype is {array.dtype}")
     if array.ndim not in axes:
         wanted = " or ".join(map(str, axes))

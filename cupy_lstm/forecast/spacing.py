@@ -59,6 +59,16 @@ class Spacing:
                 return _plural(int(seconds // length), unit)
         return f"{seconds:g} seconds"
 
+    def fits(self, times: HostArray) -> bool:
+        """Return whether times, one or more, follow one another so."""
+        dates = self.kind != "fixed" or isinstance(self.step, numpy.timedelta64)
+        if times.dtype.kind not in ("M" if dates else "iuf"):
+            return False
+        if self.kind != "fixed":
+            return numpy.array_equal(self.after(times[0], len(times) - 1), times[1:])
+        off = numpy.diff(times) / self.step - 1
+        return bool((numpy.abs(off) <= TOLERANCE).all())
+
     def after(self, last: Any, count: int) -> HostArray:
         """Return the `count` times that follow `last`, in the dtype of `last`."""
         steps = numpy.arange(1, count + 1)

@@ -31,6 +31,7 @@ def learned_as_json(learned: Learned) -> dict[str, Any]:
     return {
         "view": learned.model.view,
         "training_rows": learned.training_rows,
+        "labels": learned.last.labels,
         "history": asdict(learned.history),
     }
 
@@ -62,6 +63,11 @@ def restored(arrays: dict[str, HostArray], description: dict[str, Any], xp: Modu
     training_rows = tuple(description["training_rows"])
     if len(training_rows) != series or not all(type(rows) is int for rows in training_rows):
         raise ValueError(f"training_rows must be {series} numbers, one for each series")
+    labels = tuple(tuple(of_series) for of_series in description["labels"])
+    if [len(of_series) for of_series in labels] != [columns] * series or not all(
+        isinstance(label, str | None) for of_series in labels for label in of_series
+    ):
+        raise ValueError(f"labels must be {series} times {columns} words or null")
     hidden_size, outputs = weights["head.weight"].shape
     gates = 4 * hidden_size
     found = (weights["lstm.weight_ih_l0"].shape, weights["lstm.weight_hh_l0"].shape, outputs)
@@ -93,6 +99,7 @@ def restored(arrays: dict[str, HostArray], description: dict[str, Any], xp: Modu
             xp.asarray(last_rows.reshape(-1, columns)),
             (context,) * series,
             tuple((name,) * columns for name in names),
+            labels,
             (None,) * series,
         ),
     )
