@@ -6,6 +6,9 @@ from typing import Any, Self
 
 from cupy_lstm.backend import Array, array_module, to_host
 
+BLOCK = 2**20
+"""Values that are looked at at once."""
+
 
 @dataclass(frozen=True)
 class Scaling:
@@ -22,7 +25,7 @@ class Scaling:
 
     @classmethod
     def of(cls, values: Array, weights: Array) -> Self:
-        """Learn from values; nothing synchronises.
+        """Learn from values, in little memory beside them; nothing synchronises.
 
         Parameters
         ----------
@@ -32,11 +35,20 @@ class Scaling:
             Not negative, with a positive sum.
         """
         xp, axes = array_module(values), tuple(range(values.ndim - 1))
-        shares = (weights / weights.sum(dtype="float64"))[..., None]
-        known = xp.where(shares > 0, values, 0)
-        mean = (shares * known).sum(axis=axes)
-        deviations = known - mean
-        scale = xp.sqrt((shares * deviations * deviations).sum(axis=axes))
+        rows = max(1, BLOCK * len(values) // values.size)
+        starts = range(0, len(values), rows)
+        total = weights.sum(dtype="float64")
+        mean = xp.zeros(values.shape[-1])
+        variance = xp.zeros(values.shape[-1])
+        for start in starts:
+            shares = (weights[start : start + rows] / total)[..., None]
+            known = xp.where(shares > 0, values[start : start + rows], 0)
+            mean += (shares * known).sum(axis=axes)
+        for start in starts:
+            shares = (weights[start : start + rows] / total)[..., None]
+            deviations = xp.where(shares > 0, values[start : start + rows] - mean, 0)
+            variance += (shares * deviations * deviations).sum(axis=axes)
+        scale = xp.sqrt(variance)
         # Of a constant, what is left is the rounding of its mean.
         is_constant = scale <= 16 * xp.finfo(values.dtype).eps * abs(mean)
         return cls(mean, xp.where(is_constant, 1.0, scale))
@@ -49,7 +61,9 @@ class Scaling:
     def apply(self, values: Array, dtype: Any) -> Array:
         """Return standardised values [..., F] in a dtype: a fresh array."""
         mean, scale = self.mean.astype(values.dtype), self.scale.astype(values.dtype)
-        return ((values - mean) / scale).astype(dtype, copy=False)
+        standardised = values - mean
+        standardised /= scale
+        return standardised.astype(dtype, copy=False)
 
     def undo(self, values: Array, dtype: Any) -> Array:
         """Return values [..., F] in their own units, in a dtype."""

@@ -1,0 +1,76 @@
+"""The validation part of a fit: how it is drawn, and that nothing is learnt from it."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import make_regression
+
+from cupy_lstm.estimators import LSTMClassifier, LSTMRegressor
+from cupy_lstm.estimators.samples import split_rows
+
+BRIEF = {"hidden_size": 4, "epochs": 3, "random_state": 0}
+
+X = np.random.default_rng(0).standard_normal((90, 10, 2))
+MEANS = X.mean(axis=1)
+
+
+def test_the_validation_part_is_a_share_of_each_class():
+    strata = np.repeat([0, 1, 2], [50, 30, 20])
+    rows, others = split_rows(100, 0.2, 0, strata)
+    assert np.bincount(strata[others]).tolist() == [10, 6, 4]
+    assert np.array_equal(np.sort(np.concatenate([rows, others])), np.arange(100))
+    again = split_rows(100, 0.2, 1, strata)[1]
+    assert not np.array_equal(others, again)
+    assert len(split_rows(9, 0.1, 0, None)[1]) == 0
+
+
+@pytest.mark.parametrize("sizes", [(5, 1, 54), (1, 1, 1), (2, 2, 96)])
+@pytest.mark.parametrize("fraction", [0.1, 0.9])
+def test_something_of_each_class_is_learnt_from(sizes, fraction):
+    strata, count = np.repeat([0, 1, 2], sizes), sum(sizes)
+    for seed in range(20):
+        rows, others = split_rows(count, fraction, seed, strata)
+        assert np.unique(strata[rows]).tolist() == [0, 1, 2]
+        assert len(others) == min(int(fraction * count), count - 3)
+
+
+def test_samples_of_no_weight_are_not_drawn():
+    strata, counting = np.repeat([0, 1], 50), np.arange(100) % 2 == 0
+    rows, others = split_rows(100, 0.2, 0, strata, counting)
+    assert len(others) == 10 and counting[others].all()
+    assert np.array_equal(np.sort(np.concatenate([rows, others])), np.arange(100))
+    weights = np.repeat([0.0, 1.0], [85, 5])
+    history = LSTMRegressor(**BRIEF, validation_fraction=0.2).fit(X, MEANS, weights).history_
+    assert min(history.validation_loss) > 0
+
+
+@pytest.mark.parametrize("kind", [LSTMRegressor, LSTMClassifier])
+def test_nothing_is_learnt_from_the_validation_part(kind):
+    """Neither scales of inputs and targets, nor means of weights, nor how many are of a class."""
+    options = BRIEF | {"validation_fraction": 0.3, "patience": None}
+    codes = (MEANS[:, 0] > 0).astype(int)
+    if kind is LSTMClassifier:
+        options["class_weight"] = "balanced"
+    y = MEANS if kind is LSTMRegressor else codes
+    strata = None if kind is LSTMRegressor else codes
+    # As `fit` draws the seeds.
+    seed = np.random.RandomState(0).randint(2**31 - 1, size=3)[2]
+    others = split_rows(90, 0.3, seed, strata)[1]
+    moved, weights = X.copy(), np.ones(90)
+    moved[others] = 50 + 9 * moved[others]
+    if kind is LSTMRegressor:
+        y = y.copy()
+        y[others] += 7
+        weights[others] = 5
+    one = kind(**options).fit(X, MEANS if kind is LSTMRegressor else codes, np.ones(90))
+    other = kind(**options).fit(moved, y, weights)
+    assert one.history_.loss == other.history_.loss
+    assert one.history_.validation_loss != other.history_.validation_loss
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_defaults_learn(seed):
+    """What early stopping at a plateau of noise would prevent."""
+    X, y = make_regression(200, 10, n_informative=1, bias=5.0, noise=20, random_state=42)
+    assert LSTMRegressor(random_state=seed).fit(X, y).score(X, y) > 0.5
+    labels = y > np.median(y)
+    assert LSTMClassifier(random_state=seed).fit(X, labels).score(X, labels) > 0.7
