@@ -68,9 +68,7 @@ def test_nothing_is_learnt_from_the_validation_part(kind):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_defaults_learn(seed):
-    """What early stopping at a plateau of noise would prevent."""
-    X, y = make_regression(200, 10, n_informative=1, bias=5.0, noise=20, random_state=42)
-    assert LSTMRegressor(random_state=seed).fit(X, y).score(X, y) > 0.5
-    labels = y > np.median(y)
-    assert LSTMClassifier(random_state=seed).fit(X, labels).score(X, labels) > 0.7
+def test_defaults_are_patient_enough(seed):
+    """For a validation loss that rests for tens of epochs, before the noise gives way."""
+    table, y = make_regression(200, 10, n_informative=1, bias=5.0, noise=20, random_state=42)
+    assert LSTMRegressor(random_state=seed).fit(table, y).score(table, y) > 0.7

@@ -115,7 +115,7 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         clip_norm: float | None = 1.0,
         batch_size: int = 32,
         epochs: int = 100,
-        patience: int | None = 30,
+        patience: int | None = 50,
         validation_fraction: float = 0.1,
         standardize: bool = True,
         dtype: Any = "float32",
