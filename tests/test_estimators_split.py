@@ -11,6 +11,8 @@ BRIEF = {"hidden_size": 4, "epochs": 3, "random_state": 0}
 
 X = np.random.default_rng(0).standard_normal((90, 10, 2))
 MEANS = X.mean(axis=1)
+LABELS = (MEANS[:, 0] > 0.3).astype(int)
+FRACTION = 0.3
 
 
 def test_the_validation_part_is_a_share_of_each_class():
@@ -43,28 +45,41 @@ def test_samples_of_no_weight_are_not_drawn():
     assert min(history.validation_loss) > 0
 
 
+def drawn(strata=None):
+    """Return the rows to learn from and the others, of 90, as a fit of `BRIEF` draws them."""
+    seed = np.random.RandomState(BRIEF["random_state"]).randint(2**31 - 1, size=3)[2]
+    return split_rows(90, FRACTION, seed, strata)
+
+
 @pytest.mark.parametrize("kind", [LSTMRegressor, LSTMClassifier])
 def test_nothing_is_learnt_from_the_validation_part(kind):
-    """Neither scales of inputs and targets, nor means of weights, nor how many are of a class."""
-    options = BRIEF | {"validation_fraction": 0.3, "patience": None}
-    codes = (MEANS[:, 0] > 0).astype(int)
-    if kind is LSTMClassifier:
-        options["class_weight"] = "balanced"
-    y = MEANS if kind is LSTMRegressor else codes
-    strata = None if kind is LSTMRegressor else codes
-    # As `fit` draws the seeds.
-    seed = np.random.RandomState(0).randint(2**31 - 1, size=3)[2]
-    others = split_rows(90, 0.3, seed, strata)[1]
-    moved, weights = X.copy(), np.ones(90)
+    """Neither scales of inputs and targets, nor the mean of the weights."""
+    y = MEANS if kind is LSTMRegressor else LABELS
+    others = drawn(None if kind is LSTMRegressor else LABELS)[1]
+    moved, weights, targets = X.copy(), np.ones(90), y.copy()
     moved[others] = 50 + 9 * moved[others]
+    weights[others[:5]] = 5
     if kind is LSTMRegressor:
-        y = y.copy()
-        y[others] += 7
-        weights[others] = 5
-    one = kind(**options).fit(X, MEANS if kind is LSTMRegressor else codes, np.ones(90))
-    other = kind(**options).fit(moved, y, weights)
-    assert one.history_.loss == other.history_.loss
-    assert one.history_.validation_loss != other.history_.validation_loss
+        targets[others] += 7
+    options = BRIEF | {"validation_fraction": FRACTION, "patience": None}
+    one = kind(**options).fit(X, y, np.ones(90)).history_
+    other = kind(**options).fit(moved, targets, weights).history_
+    assert one.loss == other.loss
+    assert one.validation_loss != other.validation_loss
+
+
+def test_balanced_is_what_is_learnt_from():
+    counts = np.bincount(LABELS[drawn(LABELS)[0]])
+    assert counts[0] / counts[1] != np.divide(*np.bincount(LABELS))
+    options = BRIEF | {"validation_fraction": FRACTION, "dtype": "float64", "patience": None}
+    balanced, by_hand = (
+        LSTMClassifier(**options, class_weight=weight).fit(X, LABELS).history_
+        for weight in ("balanced", dict(enumerate(1 / counts)))
+    )
+    # Losses of order one, from weights that differ in their last digits.
+    rounding = 90 * np.finfo("float64").eps
+    assert np.allclose(balanced.loss, by_hand.loss, rtol=rounding, atol=0)
+    assert np.allclose(balanced.validation_loss, by_hand.validation_loss, rtol=rounding, atol=0)
 
 
 @pytest.mark.parametrize("seed", range(3))
