@@ -117,12 +117,11 @@ class LSTMEstimator(NetworkEstimator):
         else:
             weights = fresh._sample_weights(y, sample_weight, sequences, rows)
             parts = [_taken(part, sequences, y, weights) for part in (rows, others)]
-        samples = fresh._begin(X, *parts[0], seeds[0], seeds[1])
+        samples = fresh._begin(X, *parts[0], seeds[0], seeds[1]).normalised()
+        validation = fresh._samples(*parts[1]).normalised() if len(others) else None
+        del parts  # copies, which need not be there through the training
         fresh.history_ = fresh._train(
-            samples.normalised(),
-            fresh._samples(*parts[1]).normalised() if len(others) else None,
-            epochs=self.epochs,
-            patience=self.patience,
+            samples, validation, epochs=self.epochs, patience=self.patience
         )
         self.__dict__ = fresh.__dict__
         return self

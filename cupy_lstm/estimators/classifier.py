@@ -31,9 +31,8 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
     Parameters
     ----------
     class_weight : dict of label to float, ``"balanced"`` or None
-        Factor of the weights of all samples of a class; balanced: inverse to how many of them
-        are learnt from.
-        What a dict leaves out counts 1.
+        Factor of the weights of all samples of a class; balanced: inverse to how many of them are
+        learnt from. What a dict leaves out counts 1.
     hidden_size, num_layers, direction, dropout, bptt_steps : optional
         As of `LSTMRegressor`.
     learning_rate, weight_decay, clip_norm : optional

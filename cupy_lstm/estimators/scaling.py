@@ -1,5 +1,6 @@
 """Standardised values: mean 0 and standard deviation 1 in every feature."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
@@ -35,18 +36,11 @@ class Scaling:
             Not negative, with a positive sum.
         """
         xp, axes = array_module(values), tuple(range(values.ndim - 1))
-        rows = max(1, BLOCK * len(values) // values.size)
-        starts = range(0, len(values), rows)
-        total = weights.sum(dtype="float64")
-        mean = xp.zeros(values.shape[-1])
-        variance = xp.zeros(values.shape[-1])
-        for start in starts:
-            shares = (weights[start : start + rows] / total)[..., None]
-            known = xp.where(shares > 0, values[start : start + rows], 0)
+        mean, variance = xp.zeros(values.shape[-1]), xp.zeros(values.shape[-1])
+        for known, shares in _blocks(values, weights):
             mean += (shares * known).sum(axis=axes)
-        for start in starts:
-            shares = (weights[start : start + rows] / total)[..., None]
-            deviations = xp.where(shares > 0, values[start : start + rows] - mean, 0)
+        for known, shares in _blocks(values, weights):
+            deviations = known - mean
             variance += (shares * deviations * deviations).sum(axis=axes)
         scale = xp.sqrt(variance)
         # Of a constant, what is left is the rounding of its mean.
@@ -72,3 +66,12 @@ class Scaling:
     def to(self, xp: ModuleType) -> "Scaling":
         """Return the same in another array module."""
         return Scaling(xp.asarray(to_host(self.mean)), xp.asarray(to_host(self.scale)))
+
+
+def _blocks(values: Array, weights: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield values, 0 where their weight is, and their shares of all weights [..., 1], by rows."""
+    xp, total = array_module(values), weights.sum(dtype="float64")
+    rows = max(1, BLOCK * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        shares = (weights[start : start + rows] / total)[..., None]
+        yield xp.where(shares > 0, values[start : start + rows], 0), shares
