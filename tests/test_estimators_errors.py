@@ -1,5 +1,7 @@
 """What an estimator refuses: with the argument, what came, what would do; and unchanged."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -98,6 +100,44 @@ def test_a_callback_that_raises_leaves_what_was_learnt():
     with pytest.raises(KeyboardInterrupt):
         regressor.set_params(callbacks=[interrupt]).fit(X, Y + 3)
     assert np.array_equal(regressor.predict(X), before)
+
+
+def not_a_number(prediction, target):
+    return np.full((), np.nan, prediction.dtype), np.full_like(prediction, np.nan)
+
+
+def raising(record):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [({"loss": not_a_number}, FloatingPointError), ({"callbacks": [raising]}, KeyboardInterrupt)],
+)
+def test_a_part_that_fails_leaves_what_was_learnt(options, error):
+    regressor = LSTMRegressor(**BRIEF).fit(X, Y)
+    twin, kept = copy.deepcopy(regressor), dict(vars(regressor))
+    before = regressor.predict(X)
+    defaults = {name: getattr(regressor, name) for name in options}
+    with pytest.raises(error):
+        regressor.set_params(**options).partial_fit(X, Y + 3)
+    assert np.array_equal(regressor.predict(X), before)
+    assert vars(regressor.set_params(**defaults)) == kept
+    found, expected = (one.partial_fit(X, Y).predict(X) for one in (regressor, twin))
+    assert np.array_equal(found, expected)
+
+
+def test_nothing_to_learn_from():
+    for weights in ({"up": 0, "down": 0}, {"up": 0}):
+        with pytest.raises(ValueError, match="zero"):
+            LSTMClassifier(**BRIEF, class_weight=weights).fit(X, LABELS, LABELS == "up")
+    message = "sequence_length leaves no valid step of a sample that is learnt from"
+    regressor = LSTMRegressor(**BRIEF)
+    for method in (regressor.fit, regressor.partial_fit):
+        with pytest.raises(ValueError, match=message):
+            method(X, Y, sequence_length=[0] * 20)
+    unscaled = LSTMRegressor(**BRIEF, standardize=False).fit(X, Y, sequence_length=[0] * 20)
+    assert np.isfinite(unscaled.predict(X)).all()
 
 
 @pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning")

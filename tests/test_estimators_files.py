@@ -9,7 +9,7 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from sklearn.base import clone
 
-from cupy_lstm import LSTM, io, mse_loss
+from cupy_lstm import LSTM, CosineAnnealingDecay, LinearWarmup, StepDecay, io, mse_loss
 from cupy_lstm.estimators import LSTMClassifier, LSTMRegressor
 from cupy_lstm.estimators.storage import FORMAT
 
@@ -102,6 +102,32 @@ def test_the_same_estimator_makes_the_same_file(path, tmp_path):
     assert path.read_bytes() == other.read_bytes()
 
 
+@pytest.mark.parametrize(
+    "later", [{"num_layers": 1}, {"num_layers": 3, "direction": "forward"}, {"hidden_size": 9}]
+)
+def test_the_network_is_saved_as_it_was_built(path, later):
+    """Also where parameters were set for a next fit."""
+    options = {"num_layers": 2, "direction": "bidirectional", "dropout": 0.25}
+    estimator = LSTMRegressor(**BRIEF, **options).fit(X, Y)
+    expected = outputs(estimator)
+    estimator.set_params(**later, epochs=7).save(path)
+    loaded = LSTMRegressor.load(path)
+    assert np.array_equal(outputs(loaded), expected)
+    found = loaded.get_params()
+    assert {name: found[name] for name in options} == options
+    assert found["hidden_size"] == 4 and found["epochs"] == 7
+
+
+@pytest.mark.parametrize(
+    "schedule",
+    [StepDecay(0.01, 5), LinearWarmup(CosineAnnealingDecay(np.float64(0.01), 20), 3, end_lr=0.02)],
+    ids=str,
+)
+def test_schedules_are_saved(path, schedule):
+    LSTMRegressor(**BRIEF, learning_rate=schedule).fit(X, Y).save(path)
+    assert LSTMRegressor.load(path).learning_rate == schedule
+
+
 def test_what_cannot_be_saved(path):
     for options, name in (({"loss": mse_loss}, "loss"), ({"learning_rate": lambda k: 0.1}, "lear")):
         with pytest.raises(ValueError, match=rf"{name}.* is <function .*set_params\({name}"):
@@ -128,6 +154,7 @@ def tampered(path, description=None, **tensors):
     [
         ({"network.head.weight": None}, "is damaged: KeyError"),
         ({"network.head.bias": None}, "is damaged: .*lacks head.bias"),
+        ({"network.tail": np.ones(2)}, "is damaged: .*holds tail, which its parameters do not say"),
         ({"network.head.bias": np.full(2, np.nan, "float32")}, "head.bias holds infinity or NaN"),
         ({"network.lstm.weight_hh_l0": np.zeros((4, 1), "float32")}, "do not have the size"),
         ({"inputs.mean": None}, "is damaged: KeyError"),

@@ -8,7 +8,6 @@ from sklearn.exceptions import NotFittedError
 from cupy_lstm import CosineAnnealingDecay, EpochRecord, mse_loss
 from cupy_lstm.estimators import LSTMClassifier, LSTMRegressor
 from cupy_lstm.estimators.network import SequenceNetwork
-from cupy_lstm.estimators.samples import split_rows
 from cupy_lstm.estimators.scaling import Scaling
 
 SMALL = {"hidden_size": 12, "learning_rate": 0.02, "epochs": 30, "random_state": 0}
@@ -171,19 +170,11 @@ def test_weights_count_by_their_ratios_in_a_fit_and_as_they_are_in_a_part():
         for method in ("fit", "partial_fit")
     )
     assert fits[0] == fits[1] == parts[1] == 4 * parts[0]
+    alike = LSTMRegressor(**options).fit(PADDED, MEANS, 0.25)
+    assert alike.history_.loss[0] == fits[0]
 
 
 # --- validation, stopping, being told ------------------------------------------------------------
-
-
-def test_the_validation_part_is_a_share_of_each_class():
-    strata = np.repeat([0, 1, 2], [50, 30, 20])
-    rows, others = split_rows(100, 0.2, 0, strata)
-    assert np.bincount(strata[others]).tolist() == [10, 6, 4]
-    assert np.array_equal(np.sort(np.concatenate([rows, others])), np.arange(100))
-    again = split_rows(100, 0.2, 1, strata)[1]
-    assert not np.array_equal(others, again)
-    assert len(split_rows(9, 0.1, 0, None)[1]) == 0
 
 
 def test_the_best_epoch_is_kept():
@@ -332,6 +323,11 @@ def test_scaling():
     assert scaling.undo(scaling.apply(values[:2], "float32"), "float64").tolist() == [
         [1e9, 5, 2], [1e9 + 2, 5, 4],
     ]  # fmt: skip
+    long = np.random.default_rng(0).standard_normal((3 * 2**20 // 8, 4, 2))  # several blocks
+    found, weights = Scaling.of(long, np.ones(long.shape[:2])), 1 / len(long) / 4
+    rounding = len(long) * np.finfo("float64").eps  # of sums of terms of order 1 / len(long)
+    assert abs(found.mean - weights * long.sum(axis=(0, 1))).max() <= rounding
+    assert abs(found.scale - long.std(axis=(0, 1))).max() <= rounding
     constant = Scaling.of(np.full((7, 1), 0.1, "float32"), np.ones(7))
     assert constant.scale.tolist() == [1]
 

@@ -4,6 +4,7 @@ import copy
 from math import inf
 from typing import Any, Self
 
+import numpy
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cupy_lstm import training
@@ -27,7 +28,10 @@ BLOCK = 1024
 class LSTMEstimator(NetworkEstimator):
     """The base of the estimators; a subclass says what targets mean.
 
-    It fills in `_checked_targets`, `_learn_targets`, `_encoded_targets`, `_loss_function`,
+    What a fit learns beside the network, as scalings and balanced weights, it learns from the
+    samples that the network learns from: the validation part decides on nothing but the epoch.
+
+    A subclass fills in `_checked_targets`, `_learn_targets`, `_encoded_targets`, `_loss_function`,
     `_described_targets` and `_restore_targets`, and if need be `_strata` and `_sample_weights`.
     """
 
@@ -56,8 +60,17 @@ class LSTMEstimator(NetworkEstimator):
         """Return the group of each sample that a validation part shall have its share of."""
         return None
 
-    def _sample_weights(self, y: Array, sample_weight: Any, sequences: Sequences) -> Array | None:
-        """Return the weight of each sample, float64, where the sequences are; None: all 1."""
+    def _sample_weights(
+        self,
+        y: Array,
+        sample_weight: Any,
+        sequences: Sequences,
+        learnt_from: HostArray | None = None,
+    ) -> Array | None:
+        """Return the weight of each sample, float64, where the sequences are; None: all 1.
+
+        What depends on how many samples there are counts those numbered `learnt_from`; None: all.
+        """
         return None if sample_weight is None else checked_weights(sample_weight, sequences)
 
     # --- fitting --------------------------------------------------------------------------------
@@ -72,8 +85,8 @@ class LSTMEstimator(NetworkEstimator):
             CuPy on their GPU.
         y : array-like [N] or [N,O]
             The target of each sequence.
-        sample_weight : array-like [N], optional
-            Weight of each sample: 2 counts as two of it.
+        sample_weight : array-like [N] or float, optional
+            Weight of each sample: 2 counts as two of it, and 0 as none.
         sequence_length : array-like of int [N], optional
             Valid steps of each row of an array X; what lies beyond is never used.
 
@@ -88,17 +101,25 @@ class LSTMEstimator(NetworkEstimator):
             If a parameter, X or y does not fit.
         FloatingPointError
             If the loss becomes infinite or not a number: the learning rate is too large, or, on
-            a GPU, where values are not looked at, X or y holds such a value.
+            a GPU, where values are not looked at, X or y holds such a value, or there is no weight
+            above zero.
         """
         fraction = checked_number("validation_fraction", self.validation_fraction, high=1)
         fresh = copy.copy(self)
         sequences = as_sequences(X, sequence_length)
         seeds = agreed_seeds(self.random_state, 3, array_module(sequences.values))
         y = fresh._checked_targets(y, sequences)
-        samples = fresh._begin(X, sequences, y, sample_weight, seeds[0], seeds[1]).normalised()
-        rows, others = split_rows(len(samples), fraction, seeds[2], fresh._strata(y))
-        validation = samples.take(others) if len(others) else None
-        samples = samples if validation is None else samples.take(rows)
+        weights = fresh._sample_weights(y, sample_weight, sequences)
+        counting = weights > 0 if isinstance(weights, numpy.ndarray) else None
+        rows, others = split_rows(len(sequences), fraction, seeds[2], fresh._strata(y), counting)
+        if not len(others):
+            parts = [(sequences, y, weights)]
+        else:
+            weights = fresh._sample_weights(y, sample_weight, sequences, rows)
+            parts = [_taken(part, sequences, y, weights) for part in (rows, others)]
+        samples = fresh._begin(X, *parts[0], seeds[0], seeds[1]).normalised()
+        validation = fresh._samples(*parts[1]).normalised() if len(others) else None
+        del parts  # copies, which need not be there through the training
         fresh.history_ = fresh._train(
             samples, validation, epochs=self.epochs, patience=self.patience
         )
@@ -115,13 +136,16 @@ class LSTMEstimator(NetworkEstimator):
             self._check_form(X, sequences)
             y = fresh._checked_targets(y, sequences)
             weights = fresh._sample_weights(y, sample_weight, sequences)
+            trained = copy.deepcopy((self.network_, self._optimizer))  # which share parameters
+            fresh.network_, fresh._optimizer = trained
             samples = fresh._samples(sequences, y, weights)
-            if self._optimizer is None:
+            if fresh._optimizer is None:
                 fresh._optimizer = fresh._new_optimizer()
         else:
             seeds = agreed_seeds(self.random_state, 2, array_module(sequences.values))
             y = fresh._checked_targets(y, sequences)
-            samples = fresh._begin(X, sequences, y, sample_weight, *seeds, **known)
+            weights = fresh._sample_weights(y, sample_weight, sequences)
+            samples = fresh._begin(X, sequences, y, weights, *seeds, **known)
             fresh.history_ = History()
         fresh.history_ = history = copy.deepcopy(fresh.history_)
         epoch = len(history.loss)
@@ -137,18 +161,30 @@ class LSTMEstimator(NetworkEstimator):
         X: Any,
         sequences: Sequences,
         y: Array,
-        sample_weight: Any,
+        weights: Array | None,
         network_seed: int,
         order_seed: int,
         **known: Any,
     ) -> Samples:
-        """Learn what inputs and targets look like, make a network, and return the samples."""
+        """Learn what inputs and targets look like, make a network, and return the samples.
+
+        X is what the estimator was given, for the names of its columns.
+        """
         xp, features = array_module(sequences.values), sequences.values.shape[-1]
-        weights = self._sample_weights(y, sample_weight, sequences)
         shares = xp.ones(len(sequences)) if weights is None else weights
+        if isinstance(shares, numpy.ndarray) and not shares.any():
+            raise ValueError(
+                "every sample has weight zero, by sample_weight or class_weight: there is nothing "
+                "to learn from"
+            )
         self._scalings = {"inputs": Scaling.none(features, xp)}
         if checked_boolean("standardize", self.standardize):
             steps = shares[:, None] * sequences.valid()
+            if isinstance(steps, numpy.ndarray) and not steps.any():
+                raise ValueError(
+                    "sequence_length leaves no valid step of a sample that is learnt from: there "
+                    "is nothing to standardise by; give longer sequences, or standardize=False"
+                )
             self._scalings["inputs"] = Scaling.of(sequences.values, steps)
         outputs = self._learn_targets(y, shares, **known)
         self.network_ = self._new_network(features, outputs, xp, network_seed)
@@ -234,3 +270,12 @@ class LSTMEstimator(NetworkEstimator):
             )
         weight = self.network_.head.weight.data
         require_same_place("X", sequences.values, weight, "the weights")
+
+
+def _taken(
+    rows: HostArray, sequences: Sequences, y: Array, weights: Array | None
+) -> tuple[Sequences, Array, Array | None]:
+    """Return copies of some of the samples: sequences, targets and weights."""
+    taken, there = sequences.take(rows), array_module(sequences.values).asarray(rows)
+    y = y[rows if isinstance(y, numpy.ndarray) else there]
+    return taken, y, None if weights is None else weights[there]

@@ -26,13 +26,13 @@ from cupy_lstm.training import Loss
 class LSTMClassifier(ClassifierMixin, LSTMEstimator):
     """An LSTM that reads a sequence, and a linear layer with a softmax over its classes.
 
-    Inputs are standardised inside: each feature, over all valid steps of the fit.
+    Inputs are standardised inside: each feature, over all valid steps that are learnt from.
 
     Parameters
     ----------
     class_weight : dict of label to float, ``"balanced"`` or None
-        Factor of the weights of all samples of a class; balanced: inverse to how many they are.
-        What a dict leaves out counts 1.
+        Factor of the weights of all samples of a class; balanced: inverse to how many of them are
+        learnt from. What a dict leaves out counts 1.
     hidden_size, num_layers, direction, dropout, bptt_steps : optional
         As of `LSTMRegressor`.
     learning_rate, weight_decay, clip_norm : optional
@@ -40,7 +40,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
     batch_size, epochs, patience, standardize, dtype, random_state, callbacks, progress : optional
         As of `LSTMRegressor`.
     validation_fraction : float
-        As of `LSTMRegressor`, of each class alike.
+        As of `LSTMRegressor`, of each class alike; of each at least one sample is learnt from.
 
     Attributes
     ----------
@@ -75,7 +75,7 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         clip_norm: float | None = 1.0,
         batch_size: int = 32,
         epochs: int = 100,
-        patience: int | None = 10,
+        patience: int | None = 50,
         validation_fraction: float = 0.1,
         standardize: bool = True,
         dtype: Any = "float32",
@@ -115,8 +115,10 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         """Learn from more samples in one pass over them.
 
         The first call, of an estimator that is not fitted, standardises by its samples, and so do
-        all later ones. There is no validation part. Weights count as they are, while `fit` scales
-        them to a mean of 1.
+        all later ones. There is no validation part: `history_.best_epoch` goes by the training
+        loss, also beside validation losses of a `fit`. Weights count as they are, while `fit`
+        scales them to a mean of 1. The optimiser goes on as it was made, by the first call or by
+        `fit`: another learning rate, weight decay or clip norm is for the next `fit`.
 
         Parameters
         ----------
@@ -238,21 +240,28 @@ class LSTMClassifier(ClassifierMixin, LSTMEstimator):
         return len(self.classes_)
 
     def _encoded_targets(self, y: Array, sequences: Sequences) -> Array:
-        return array_module(sequences.values).asarray(self._strata(y))
-
-    def _strata(self, y: Array) -> HostArray:
-        """Return the number of each label."""
         codes = numpy.searchsorted(self.classes_, y).clip(max=len(self.classes_) - 1)
         unknown = self.classes_[codes] != y
         if unknown.any():
             raise ValueError(f"y holds {y[unknown][0]!r}, which is none of {self.classes_}")
+        return array_module(sequences.values).asarray(codes)
+
+    def _strata(self, y: Array) -> HostArray:
+        codes: HostArray = numpy.unique(y, return_inverse=True)[1]
         return codes
 
-    def _sample_weights(self, y: Array, sample_weight: Any, sequences: Sequences) -> Array | None:
+    def _sample_weights(
+        self,
+        y: Array,
+        sample_weight: Any,
+        sequences: Sequences,
+        learnt_from: HostArray | None = None,
+    ) -> Array | None:
         weights = super()._sample_weights(y, sample_weight, sequences)
         if self.class_weight is None:
             return weights
-        factors = compute_sample_weight(self.class_weight, y)
+        indices = learnt_from if self.class_weight == "balanced" else None
+        factors = compute_sample_weight(self.class_weight, y, indices=indices)
         factors = super()._sample_weights(y, factors, sequences)
         return factors if weights is None else factors * weights
 

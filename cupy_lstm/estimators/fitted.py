@@ -142,8 +142,9 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
     def save(self, path: str | PathLike[str]) -> None:
         """Write what was learnt into a safetensors file, complete or not at all.
 
-        All parameters are kept but callbacks, and a `random_state` that is a generator. What the
-        optimiser knows is not. Waits for the GPU where the weights are there.
+        All parameters are kept but callbacks, and a `random_state` that is a generator; those of
+        the network are the ones that it was built with, whatever was set since. What the optimiser
+        knows is not kept. Waits for the GPU where the weights are there.
 
         Parameters
         ----------
@@ -157,7 +158,8 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
         OSError
             If the file cannot be written; what was there stays then.
         ValueError
-            If a parameter is a function, or labels are neither numbers nor strings.
+            If a parameter is a function, other than a schedule of `cupy_lstm.schedule`, or labels
+            are neither numbers nor strings.
         NotFittedError
             If nothing was learnt yet.
         """
@@ -167,9 +169,7 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
             tensors |= {f"{name}.mean": scaling.mean, f"{name}.scale": scaling.scale}
         description = {
             "class": type(self).__name__,
-            "parameters": parameters_as_json(
-                self.get_params(deep=False) | {"dtype": self.network_.dtype.name}
-            ),
+            "parameters": parameters_as_json(self.get_params(deep=False) | self.network_.options()),
             "n_features_in": self.n_features_in_,
             "feature_names_in": list(getattr(self, "feature_names_in_", [])),
             "columns": self._columns,
@@ -211,7 +211,11 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
     def _restore(
         self, tensors: dict[str, HostArray], description: dict[str, Any], xp: ModuleType
     ) -> None:
-        weights = {name.removeprefix("network."): w for name, w in tensors.items()}
+        weights = {
+            name.removeprefix("network."): weight
+            for name, weight in tensors.items()
+            if name.startswith("network.")
+        }
         hidden_size = self.hidden_size
         # Before anything is allocated whose size only the description vouches for.
         if weights["lstm.weight_hh_l0"].shape != (4 * hidden_size, hidden_size):
@@ -225,9 +229,11 @@ class NetworkEstimator(HistoryPlot, BaseEstimator):
         }
         features, outputs = len(tensors["inputs.mean"]), weights["head.weight"].shape[1]
         self.network_ = self._new_network(features, outputs, xp, seed=0)
-        missing, _ = self.network_.set_state_dict(weights)
+        missing, unexpected = self.network_.set_state_dict(weights)
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
+        if unexpected:
+            raise ValueError(f"it holds {', '.join(unexpected)}, which its parameters do not say")
         self._optimizer = None
         self._columns, self._order_seed = description["columns"], description["order_seed"]
         self.n_features_in_ = description["n_features_in"]

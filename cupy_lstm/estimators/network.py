@@ -77,6 +77,18 @@ class SequenceNetwork(Layer):
         self.bptt_steps = bptt_steps
         self._last_dropout: Dropout | None = None
 
+    def options(self) -> dict[str, Any]:
+        """Return what it was built of, beside the numbers of features and outputs: JSON values."""
+        lstm = self.lstm
+        return {
+            "hidden_size": lstm.hidden_size,
+            "num_layers": lstm.num_layers,
+            "direction": "forward" if lstm.num_directions == 1 else "bidirectional",
+            "dropout": float(lstm.dropout),
+            "bptt_steps": self.bptt_steps,
+            "dtype": self.dtype.name,
+        }
+
     def __call__(self, x: Array, lengths: Array | None = None) -> Array:
         """Return outputs [B,O] for inputs [B,T,I] and valid lengths [B]."""
         lstm, xp = self.lstm, array_module(x)

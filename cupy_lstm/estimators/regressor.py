@@ -27,9 +27,9 @@ LOSSES: dict[str, Loss] = {"mse": mse_loss, "mae": mae_loss, "huber": huber_loss
 class LSTMRegressor(RegressorMixin, LSTMEstimator):
     """An LSTM that reads a sequence, and a linear layer that says one number or several.
 
-    Inputs and targets are standardised inside: each feature, over all valid steps of the fit, and
-    each output to mean 0 and standard deviation 1. Losses are in these units, predictions in
-    those of the targets.
+    Inputs and targets are standardised inside: each feature, over all valid steps that are learnt
+    from, and each output to mean 0 and standard deviation 1. Losses are in these units, predictions
+    in those of the targets.
 
     Parameters
     ----------
@@ -62,8 +62,9 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         are those of the last one.
     validation_fraction : float
         Share of the samples, drawn at random, that the training is watched on and does not learn
-        from, rounded down; 0: none. Windows that overlap are nearly the same samples: for these,
-        give 0 and choose the number of epochs by a split in time.
+        from, not even how to standardise, rounded down; 0: none. Samples of weight 0 are not drawn
+        (on a GPU, where weights are not looked at, they may be). Windows that overlap are nearly
+        the same samples: for these, give 0 and choose the number of epochs by a split in time.
     standardize : bool
         Whether inputs are standardised; False for features whose scales mean something.
     dtype : dtype-like
@@ -114,7 +115,7 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         clip_norm: float | None = 1.0,
         batch_size: int = 32,
         epochs: int = 100,
-        patience: int | None = 10,
+        patience: int | None = 50,
         validation_fraction: float = 0.1,
         standardize: bool = True,
         dtype: Any = "float32",
@@ -149,8 +150,10 @@ class LSTMRegressor(RegressorMixin, LSTMEstimator):
         """Learn from more samples in one pass over them.
 
         The first call, of an estimator that is not fitted, standardises by its samples, and so do
-        all later ones. There is no validation part. Weights count as they are, while `fit` scales
-        them to a mean of 1.
+        all later ones. There is no validation part: `history_.best_epoch` goes by the training
+        loss, also beside validation losses of a `fit`. Weights count as they are, while `fit`
+        scales them to a mean of 1. The optimiser goes on as it was made, by the first call or by
+        `fit`: another learning rate, weight decay or clip norm is for the next `fit`.
 
         Parameters
         ----------

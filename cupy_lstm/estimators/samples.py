@@ -36,16 +36,6 @@ class Samples:
         """Number of samples."""
         return len(self.inputs)
 
-    def take(self, rows: HostArray) -> "Samples":
-        """Return copies of the samples with these numbers."""
-        there = array_module(self.inputs).asarray(rows)
-        return Samples(
-            *(
-                None if array is None else array[there]
-                for array in (self.inputs, self.lengths, self.targets, self.weights)
-            )
-        )
-
     def normalised(self) -> "Samples":
         """Return them with weights of mean 1, so that only their ratios count."""
         if self.weights is None:
@@ -61,7 +51,11 @@ class Samples:
 
 
 def split_rows(
-    count: int, fraction: float, seed: int, strata: HostArray | None
+    count: int,
+    fraction: float,
+    seed: int,
+    strata: HostArray | None = None,
+    counting: HostArray | None = None,
 ) -> tuple[HostArray, HostArray]:
     """Return the numbers of the samples to learn from, and of those to validate on.
 
@@ -70,24 +64,32 @@ def split_rows(
     count : int
         Number of samples.
     fraction : float
-        Share of the second part, rounded down to whole samples.
+        Share of the second part of the samples that count, rounded down to whole ones.
     seed : int
         Seed of the choice.
     strata : array [count] of int, optional
-        Group of each sample: every group is shared out by the same fraction, as far as that goes.
+        Group of each sample: every group is shared out by the same fraction, as far as that goes,
+        and at least one of its samples is to learn from.
+    counting : bool array [count], optional
+        Which samples have a weight; the others are all in the first part. None: all have.
     """
     order = numpy.random.default_rng(seed).permutation(count)
+    if counting is not None:
+        order = order[counting[order]]
+    wanted = int(fraction * len(order))
     if strata is not None:
         order = order[numpy.argsort(strata[order], kind="stable")]
-    wanted = int(fraction * count)
-    chosen = ((numpy.arange(wanted) + 0.5) * count / max(wanted, 1)).astype(int)
+        first_of_group = numpy.unique(strata[order], return_index=True)[1]
+        order = numpy.delete(order, first_of_group)
+        wanted = min(wanted, len(order))
+    chosen = ((numpy.arange(wanted) + 0.5) * len(order) / max(wanted, 1)).astype(int)
     is_chosen = numpy.zeros(count, bool)
     is_chosen[order[chosen]] = True
     return numpy.flatnonzero(~is_chosen), numpy.flatnonzero(is_chosen)
 
 
 def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
-    """Return weights of samples as a float64 array [N] where the sequences are.
+    """Return weights of samples, or one for all, as a float64 array [N] where the sequences are.
 
     Raises
     ------
@@ -105,6 +107,8 @@ def checked_weights(sample_weight: Any, sequences: Sequences) -> Array:
         require_same_place("sample_weight", weights, values, "the sequences")
     if weights.dtype.kind not in "biuf":
         raise TypeError(f"sample_weight must hold numbers, received dtype {weights.dtype}")
+    if not weights.ndim:
+        weights = array_module(weights).full(count, weights)
     if weights.shape != (count,):
         raise ValueError(
             f"sample_weight has shape {list(weights.shape)}, but must have shape [{count}], one "

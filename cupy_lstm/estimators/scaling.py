@@ -1,10 +1,14 @@
 """Standardised values: mean 0 and standard deviation 1 in every feature."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Self
 
 from cupy_lstm.backend import Array, array_module, to_host
+
+BLOCK = 2**20
+"""Values that are looked at at once."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +26,7 @@ class Scaling:
 
     @classmethod
     def of(cls, values: Array, weights: Array) -> Self:
-        """Learn from values; nothing synchronises.
+        """Learn from values, in little memory beside them; nothing synchronises.
 
         Parameters
         ----------
@@ -32,11 +36,13 @@ class Scaling:
             Not negative, with a positive sum.
         """
         xp, axes = array_module(values), tuple(range(values.ndim - 1))
-        shares = (weights / weights.sum(dtype="float64"))[..., None]
-        known = xp.where(shares > 0, values, 0)
-        mean = (shares * known).sum(axis=axes)
-        deviations = known - mean
-        scale = xp.sqrt((shares * deviations * deviations).sum(axis=axes))
+        mean, variance = xp.zeros(values.shape[-1]), xp.zeros(values.shape[-1])
+        for known, shares in _blocks(values, weights):
+            mean += (shares * known).sum(axis=axes)
+        for known, shares in _blocks(values, weights):
+            deviations = known - mean
+            variance += (shares * deviations * deviations).sum(axis=axes)
+        scale = xp.sqrt(variance)
         # Of a constant, what is left is the rounding of its mean.
         is_constant = scale <= 16 * xp.finfo(values.dtype).eps * abs(mean)
         return cls(mean, xp.where(is_constant, 1.0, scale))
@@ -49,7 +55,9 @@ class Scaling:
     def apply(self, values: Array, dtype: Any) -> Array:
         """Return standardised values [..., F] in a dtype: a fresh array."""
         mean, scale = self.mean.astype(values.dtype), self.scale.astype(values.dtype)
-        return ((values - mean) / scale).astype(dtype, copy=False)
+        standardised = values - mean
+        standardised /= scale
+        return standardised.astype(dtype, copy=False)
 
     def undo(self, values: Array, dtype: Any) -> Array:
         """Return values [..., F] in their own units, in a dtype."""
@@ -58,3 +66,12 @@ class Scaling:
     def to(self, xp: ModuleType) -> "Scaling":
         """Return the same in another array module."""
         return Scaling(xp.asarray(to_host(self.mean)), xp.asarray(to_host(self.scale)))
+
+
+def _blocks(values: Array, weights: Array) -> Iterator[tuple[Array, Array]]:
+    """Yield values, 0 where their weight is, and their shares of all weights [..., 1], by rows."""
+    xp, total = array_module(values), weights.sum(dtype="float64")
+    rows = max(1, BLOCK * len(values) // values.size)
+    for start in range(0, len(values), rows):
+        shares = (weights[start : start + rows] / total)[..., None]
+        yield xp.where(shares > 0, values[start : start + rows], 0), shares

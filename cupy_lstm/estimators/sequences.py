@@ -7,7 +7,7 @@ from typing import Any
 import numpy
 from sklearn.utils import check_array
 
-from cupy_lstm.backend import Array, array_module, is_array, require_same_place
+from cupy_lstm.backend import Array, HostArray, array_module, is_array, require_same_place
 from cupy_lstm.interchange import adopted
 from cupy_lstm.lengths import checked_lengths
 
@@ -41,6 +41,12 @@ class Sequences:
         """Return some of the sequences, as views."""
         lengths = None if self.lengths is None else self.lengths[start:stop]
         return Sequences(self.values[start:stop], lengths, self.columns)
+
+    def take(self, numbers: HostArray) -> "Sequences":
+        """Return copies of the sequences with these numbers."""
+        there = array_module(self.values).asarray(numbers)
+        lengths = None if self.lengths is None else self.lengths[there]
+        return Sequences(self.values[there], lengths, self.columns)
 
     def valid(self) -> Array:
         """Return whether each step is one of its sequence, bool [N,T]."""

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,13 @@ import numpy
 from cupy_lstm.backend import Array, HostArray
 from cupy_lstm.io.files import write_whole
 from cupy_lstm.io.tensors import read_tensors, tensors_as_bytes
+from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay
 
 FORMAT = "cupy_lstm estimator 1"
 """Key of the description in the metadata; a change of its fields makes it the next number."""
+
+SCHEDULES = {kind.__name__: kind for kind in (StepDecay, CosineAnnealingDecay, LinearWarmup)}
+"""Learning rates that a file can hold beside numbers."""
 
 LABELS = "biufUO"
 """Kinds of dtypes that labels in a file may have."""
@@ -63,33 +68,45 @@ def parameters_as_json(parameters: Mapping[str, Any]) -> dict[str, Any]:
     Raises
     ------
     ValueError
-        If another parameter is code.
+        If another parameter is code, other than one of `SCHEDULES`.
     """
     found = {name: value for name, value in parameters.items() if name != "callbacks"}
     if isinstance(found["random_state"], numpy.random.RandomState):
         found["random_state"] = None
-    for name, value in found.items():
-        if isinstance(value, numpy.generic):
-            found[name] = value.item()
-        elif isinstance(value, Mapping):
-            keys, weights = numpy.array(list(value)), list(value.values())
-            found[name] = {"labels": labels_as_json(keys), "weights": [float(w) for w in weights]}
-        elif not isinstance(value, str | int | float | None):
-            raise ValueError(
-                f"{name} is {value!r}, which a file without code cannot hold: set it to a plain "
-                f"value by set_params({name}=...) before saving"
-            )
-    return found
+    return {name: _as_json(name, value) for name, value in found.items()}
+
+
+def _as_json(name: str, value: Any) -> Any:
+    if isinstance(value, numpy.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        keys, weights = numpy.array(list(value)), list(value.values())
+        return {"labels": labels_as_json(keys), "weights": [float(w) for w in weights]}
+    kind = type(value).__name__
+    if type(value) is SCHEDULES.get(kind):
+        arguments = {field.name: getattr(value, field.name) for field in fields(value)}
+        return {"schedule": kind, "arguments": {a: _as_json(name, v) for a, v in arguments.items()}}
+    if not isinstance(value, str | int | float | None):
+        raise ValueError(
+            f"{name} is {value!r}, which a file without code cannot hold: set it to a plain "
+            f"value by set_params({name}=...) before saving"
+        )
+    return value
 
 
 def parameters_from_json(found: Mapping[str, Any]) -> dict[str, Any]:
     """Return parameters as `parameters_as_json` was given them."""
-    parameters = dict(found)
-    for name, value in found.items():
-        if isinstance(value, dict):
-            labels = labels_from_json(value["labels"]).tolist()
-            parameters[name] = dict(zip(labels, value["weights"], strict=True))
-    return parameters
+    return {name: _from_json(value) for name, value in found.items()}
+
+
+def _from_json(value: Any) -> Any:
+    if not isinstance(value, dict):
+        return value
+    if "schedule" in value:
+        arguments = {name: _from_json(given) for name, given in value["arguments"].items()}
+        return SCHEDULES[value["schedule"]](**arguments)
+    labels = labels_from_json(value["labels"]).tolist()
+    return dict(zip(labels, value["weights"], strict=True))
 
 
 def labels_as_json(labels: HostArray) -> dict[str, Any]:
