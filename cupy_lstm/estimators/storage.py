@@ -94,8 +94,16 @@ def _as_json(name: str, value: Any) -> Any:
     return value
 
 
-def parameters_from_json(found: Mapping[str, Any]) -> dict[str, Any]:
-    """Return parameters as `parameters_as_json` was given them."""
+def parameters_from_json(found: Any) -> dict[str, Any]:
+    """Return parameters as `parameters_as_json` was given them.
+
+    Raises
+    ------
+    KeyError, TypeError, ValueError
+        If they are not.
+    """
+    if not isinstance(found, dict):
+        raise TypeError(f"parameters are {found!r}")
     return {name: _from_json(value) for name, value in found.items()}
 
 
@@ -103,6 +111,8 @@ def _from_json(value: Any) -> Any:
     if not isinstance(value, dict):
         return value
     if "schedule" in value:
+        if not isinstance(value["arguments"], dict):
+            raise TypeError(f"a schedule cannot have the arguments {value['arguments']!r}")
         arguments = {name: _from_json(given) for name, given in value["arguments"].items()}
         return SCHEDULES[value["schedule"]](**arguments)
     labels = labels_from_json(value["labels"]).tolist()
