@@ -123,7 +123,7 @@ def test_a_flag_in_mapped_host_memory_needs_no_synchronisation(cupy, stream):
     memory = cupy.cuda.UnownedMemory(pinned.ptr, 4, pinned)
     on_device = cupy.ndarray(1, "i4", cupy.cuda.MemoryPointer(memory, 0))
     kernel = cupy.RawKernel('extern "C" __global__ void k(int* flag) { *flag = 7; }', "k")
-    with record() as log:
+    with record(collect=True) as log:
         kernel((1,), (1,), (on_device,))
         assert flag[0] == 7
     assert [type(entry).__name__ for entry in log] == ["Launch"]

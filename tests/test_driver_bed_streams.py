@@ -32,7 +32,7 @@ def test_streams_and_events_are_recorded_in_order(cupy, add_one):
     x = cupy.zeros(4, "f4")
     first, second = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     event = cupy.cuda.Event()
-    with record() as log:
+    with record(collect=True) as log:
         add_one((1,), (4,), (x, np.int32(4)), stream=first)
         event.record(first)
         second.wait_event(event)
@@ -83,7 +83,7 @@ def test_a_graph_runs_when_it_is_launched_and_with_what_is_there_then(cupy, add_
     assert x.get().tolist() == [0] * 4
     other = cupy.cuda.Stream(non_blocking=True)
     for expected in ([0, 2, 2, 2], [0, 6, 6, 6]):
-        with record() as log:
+        with record(collect=True) as log:
             graph.launch(other)
         assert x.get().tolist() == expected
         assert [type(entry).__name__ for entry in log] == [

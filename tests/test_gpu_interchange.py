@@ -146,7 +146,7 @@ def test_the_gpu_waits_for_the_stream_of_a_cuda_array_and_the_host_does_not(cupy
     x = cupy.array(X)
     theirs, ours = (cupy.cuda.Stream(non_blocking=True) for _ in range(2))
     lstm(x)
-    with record() as log, ours:
+    with record(collect=True) as log, ours:
         lstm(CudaInterface(x, theirs.ptr))
     assert not log.synchronisations
     events = [entry for entry in log if isinstance(entry, EventRecord | EventWait)]

@@ -210,7 +210,7 @@ def test_nothing_but_the_kernels_once_everything_is_there(cupy):
     after = cupy.empty_like(h)
     layer.run(x, (h, c), (after, c))
     stream = cupy.cuda.Stream(non_blocking=True)
-    with record() as log, stream:
+    with record(collect=True) as log, stream:
         layer.run(x, (h, c), (after, c))
     assert [type(entry) for entry in log] == [Launch]
     assert {entry.stream for entry in log} == {stream.ptr}

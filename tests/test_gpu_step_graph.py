@@ -132,10 +132,10 @@ def test_a_call_is_a_copy_a_graph_and_a_copy(cupy, dtype):
     streamed, out = lstm.stream(B), cupy.empty((B, H), lstm.dtype)
     stream = cupy.cuda.Stream(non_blocking=True)
     with stream:
-        with record() as first:
+        with record(collect=True) as first:
             streamed(x[0], out=out)
         streamed(x[1], out=out)
-        with record() as log:
+        with record(collect=True) as log:
             streamed(x[2], out=out)
     # The graph: a kernel a layer, and h to where the next step finds it.
     own = [GraphLaunch, *[Launch] * LAYERS, Copy]

@@ -221,12 +221,14 @@ _open: list[Log] = []
 
 
 @contextmanager
-def record() -> Iterator[Log]:
+def record(collect: bool = False) -> Iterator[Log]:
     """Give a `Log` that is filled until the block ends. Blocks may be nested.
 
-    Garbage is collected first: what earlier code left in cycles would be freed in the block.
+    Where every entry counts, `collect` garbage first: what earlier code left in cycles would be
+    freed in the block. It takes a while, so only there.
     """
-    gc.collect()
+    if collect:
+        gc.collect()
     log = Log()
     _open.append(log)
     try:
