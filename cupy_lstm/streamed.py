@@ -1,6 +1,5 @@
 """Batches of windows over a series that is larger than memory."""
 
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from itertools import accumulate
@@ -18,6 +17,7 @@ from cupy_lstm.backend import (
     require_device,
 )
 from cupy_lstm.checks import checked_boolean, checked_integer
+from cupy_lstm.epochs import Epochs
 from cupy_lstm.read_ahead import read_ahead
 from cupy_lstm.stored_series import Series
 from cupy_lstm.windows import sliding_windows
@@ -29,7 +29,7 @@ BLOCKS = 16
 """Places of a series whose windows are shuffled together."""
 
 
-class StreamedBatches:
+class StreamedBatches(Epochs):
     """Windows over a stored series in batches; a thread reads them ahead.
 
     What `Batches` does for ``split(sliding_windows(series, length, stride))``, for a series that is
@@ -117,10 +117,6 @@ class StreamedBatches:
         self._series = _checked_series(series)
         self._length = checked_integer("length", length)
         self._stride = checked_integer("stride", stride)
-        self.batch_size = checked_integer("batch_size", batch_size)
-        self._shuffle = checked_boolean("shuffle", shuffle)
-        self.seed = secrets.randbits(64) if seed is None else checked_integer("seed", seed, 0)
-        self._drop_last = checked_boolean("drop_last", drop_last)
         self._buffer = checked_integer("buffer", buffer)
         self._ahead = checked_integer("ahead", ahead, 0)
         self._module = module_name(xp)
@@ -128,23 +124,19 @@ class StreamedBatches:
         steps = series.shape[0]
         if steps < self._length:
             raise ValueError(f"series has {steps} steps, a window of length {length} needs more")
-        self._samples = (steps - self._length) // self._stride + 1
+        super().__init__(
+            (steps - self._length) // self._stride + 1,
+            batch_size,
+            checked_boolean("shuffle", shuffle),
+            seed,
+            checked_boolean("drop_last", drop_last),
+        )
         if not callable(split):
             raise TypeError(f"split must be callable, received {split!r}")
         self._split = split
         windows, firsts = self._read([range(1)])
         self._dtype = windows.dtype
         self._made([windows[firsts]])  # what fails shall fail here, and not in a thread
-        self._epoch = 0
-
-    @property
-    def epoch(self) -> int:
-        """Number of the next epoch, counted from 0; set it to go on where a run ended."""
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self._epoch = checked_integer("epoch", value, minimum=0)
 
     def settings(self) -> dict[str, object]:
         """Return what was chosen when it was made, by name; the order depends on it."""
@@ -159,24 +151,14 @@ class StreamedBatches:
             "buffer": self._buffer,
         }
 
-    def __len__(self) -> int:
-        """Number of batches of an epoch."""
-        whole, rest = divmod(self._samples, self.batch_size)
-        return whole + bool(rest and not self._drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Any, ...]]:
-        """Begin the next epoch: yield what `split` makes of the windows of each batch."""
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        return self._delivered(epoch)
-
-    def _delivered(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
         """Yield batches where they are wanted; this alone runs in the thread of the caller."""
         xp = import_module(self._module)
-        with closing(read_ahead(self._batches(epoch), self._ahead)) as batches:
+        with closing(read_ahead(self._read_batches(epoch), self._ahead)) as batches:
             for batch in batches:
                 yield _each(xp.asarray, batch)
 
-    def _batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
+    def _read_batches(self, epoch: int) -> Iterator[tuple[Any, ...]]:
         parts: list[HostArray] = []
         missing = self.batch_size
         for blocks, order in self._reads(epoch):

@@ -1,6 +1,5 @@
 """Windows over a series, and batches of samples."""
 
-import secrets
 from collections.abc import Iterator
 from typing import TypeAlias
 
@@ -8,6 +7,7 @@ import numpy
 
 from cupy_lstm.backend import Array, array_module, is_array, require_same_place
 from cupy_lstm.checks import checked_integer
+from cupy_lstm.epochs import Epochs
 from cupy_lstm.interchange import adopted, array_beside
 
 Inputs: TypeAlias = Array | tuple[Array, ...]
@@ -66,7 +66,7 @@ def sliding_windows(series: Array, length: int, stride: int = 1) -> Array:
     return windows
 
 
-class Batches:
+class Batches(Epochs):
     """Samples in batches, in another order every epoch if wanted; iterate as often as you like.
 
     Only the rows of a batch are copied, so inputs may be a view as large as `sliding_windows`
@@ -131,23 +131,10 @@ class Batches:
             weights = array_beside("weights", weights, several[0], "the inputs")
             _check_axes("weights", weights)
             _check_samples("weights", weights, several[0])
-        self.batch_size = checked_integer("batch_size", batch_size)
-        self.seed = secrets.randbits(64) if seed is None else checked_integer("seed", seed, 0)
+        super().__init__(targets.shape[0], batch_size, shuffle, seed, drop_last)
         self._inputs: Inputs = several if isinstance(inputs, tuple) else several[0]
         self._targets = targets
         self._weights = weights
-        self._shuffle = shuffle
-        self._drop_last = drop_last
-        self._epoch = 0
-
-    @property
-    def epoch(self) -> int:
-        """Number of the next epoch, counted from 0; set it to go on where a run ended."""
-        return self._epoch
-
-    @epoch.setter
-    def epoch(self, value: int) -> None:
-        self._epoch = checked_integer("epoch", value, minimum=0)
 
     def settings(self) -> dict[str, object]:
         """Return what was chosen when it was made, by name, and the kinds of its arrays."""
@@ -161,22 +148,9 @@ class Batches:
             "drop_last": self._drop_last,
         }
 
-    def __len__(self) -> int:
-        """Number of batches of an epoch."""
-        samples: int = self._targets.shape[0]
-        whole, rest = divmod(samples, self.batch_size)
-        return whole + bool(rest and not self._drop_last)
-
-    def __iter__(self) -> Iterator[tuple[Inputs, Array] | tuple[Inputs, Array, Array]]:
-        """Begin the next epoch: yield (inputs, targets), inputs as a tuple if given as one.
-
-        With weights, yield (inputs, targets, weights).
-        """
-        epoch, self._epoch = self._epoch, self._epoch + 1
-        return self._batches(epoch)
-
     def _batches(self, epoch: int) -> Iterator[tuple[Inputs, Array] | tuple[Inputs, Array, Array]]:
-        xp, samples = array_module(self._targets), self._targets.shape[0]
+        """Yield (inputs, targets), inputs as a tuple if given as one; then weights, if any."""
+        xp, samples = array_module(self._targets), self._samples
         order = None
         if self._shuffle:
             generator = numpy.random.default_rng((self.seed, epoch))
