@@ -7,7 +7,7 @@ as it is: the copied weights, what an engine makes of them, the plans.
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy
 
@@ -232,6 +232,9 @@ class LSTMStream:
 
     def _checked_inputs(self, inputs: object) -> Array:
         like, B = self._snapshot.like, self.batch
+        if type(inputs) is type(like) is numpy.ndarray and inputs.dtype == like.dtype:
+            if inputs.shape == (B, like.shape[2]):  # as nearly always, and nothing is wrong with it
+                return inputs
         array = array_beside("inputs", inputs, like, "the weights")
         checked_array("inputs", array, like, "the weights", (None,) * array.ndim)
         I = like.shape[2]  # noqa: E741
@@ -250,16 +253,9 @@ class LSTMStream:
         return array if self.time_major else array.swapaxes(0, 1)
 
 
-class _Sweep(Protocol):
-    """One layer's sweep over some number of steps."""
-
-    def run(self, x: Array, y: Array, states: States) -> States:
-        """Run over x [n,B,I] into y [n,B,1,P]; return the states after it, new arrays."""
-
-
 @dataclass(frozen=True)
 class _LayerSweep:
-    """A sweep of an engine that has nothing special for streams: the engine and what it wants.
+    """One layer's sweep over some number of steps: the engine and what it wants.
 
     Attributes
     ----------
@@ -304,12 +300,12 @@ class _Snapshot:
             self.like: Array = self._weights[0].weight_ih
             self.outputs: int = self._weights[0].weight_hh.shape[2]
             self._prepared: dict[tuple[str, int], Any] = {}
-            self._sweeps: dict[tuple[int, str], list[_Sweep]] = {}
+            self._sweeps: dict[tuple[int, str], list[_LayerSweep]] = {}
             self._graph: StepGraph | None = None
             # What one step needs is prepared now, not while the first one waits.
             self.sweeps(1)
 
-    def sweeps(self, steps: int) -> list[_Sweep]:
+    def sweeps(self, steps: int) -> list[_LayerSweep]:
         """Return the sweep of each layer over `steps` steps, with the engine that is forced."""
         key = steps, forced_engine()
         found = self._sweeps.get(key)
@@ -327,14 +323,14 @@ class _Snapshot:
         """
         if isinstance(self.like, numpy.ndarray):
             return None
-        if any(getattr(sweep, "engine", None) is not single for sweep in self.sweeps(1)):
+        if any(sweep.engine is not single for sweep in self.sweeps(1)):
             return None
         if self._graph is None:
             with on_device_of(self.like):
                 self._graph = StepGraph(self._weights, *states)
         return self._graph
 
-    def _sweep(self, layer: int, steps: int, forced: str) -> _Sweep:
+    def _sweep(self, layer: int, steps: int, forced: str) -> _LayerSweep:
         weights, like = self._weights[layer], self.like
         shape, module = layer_shape(steps, self._batch, weights), array_module(like).__name__
         plan = plan_sweep(shape, like.dtype.name, module, False, forced, facts_for(module))
@@ -343,9 +339,6 @@ class _Snapshot:
         if key not in self._prepared:
             prepare = getattr(engine, "prepare", None)
             self._prepared[key] = weights if prepare is None else prepare(weights)
-        if hasattr(engine, "Stepper"):
-            sweep: _Sweep = engine.Stepper(self._prepared[key], plan.steps_per_chunk)
-            return sweep
         return _LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
 
 

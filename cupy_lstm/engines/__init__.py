@@ -44,9 +44,11 @@ def warmup(dtypes: Sequence[str] | str = ("float32", "float64")) -> bool:
             raise ValueError(f"dtypes must be of ('float32', 'float64'), received {dtype!r}")
     if simd_missing():
         return False
-    from cupy_lstm.simd.compiled import KERNELS, host_lanes, kernel
+    from cupy_lstm.simd.compiled import KERNELS, ROUTINES, host_lanes, kernel, routine
 
     for dtype in dtypes:
         for function in KERNELS:
             kernel(function, host_lanes(dtype))
+    for function in ROUTINES:
+        routine(function)
     return True

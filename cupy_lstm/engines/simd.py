@@ -9,10 +9,11 @@ The parts are in `cupy_lstm.simd`.
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
 from cupy_lstm.simd.gradients import Products, Sums
-from cupy_lstm.simd.layout import Layout, address, has_rows, row_major
+from cupy_lstm.simd.layout import Layout, has_rows, row_major
+from cupy_lstm.simd.ready import run_ready
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.sweeps import BackwardSweep, ForwardSweep, Tape
-from cupy_lstm.simd.threads import WORTH_A_THREAD, crew
+from cupy_lstm.simd.threads import crew
 from cupy_lstm.simd.weights import Packed, Packing
 from cupy_lstm.steps import Directions, Tapes
 
@@ -49,10 +50,19 @@ def forward(
 ) -> tuple[States, Tape | None]:
     """Run one layer forward over a range of steps; see `cupy_lstm.engines.stepwise.forward`.
 
-    Weights may be given as `prepare` has packed them. The results do not depend on the number
-    of threads.
+    Weights may be given as `prepare` has packed them; then the sweep of a call that keeps nothing
+    serves the next one of its sizes, too. The results do not depend on the number of threads.
     """
     with crew() as team:
+        if (
+            isinstance(weights, Packed)
+            and not keep
+            and (lengths, cells, steps) == (None, None, None)
+            and x.size
+            and has_rows(x)
+            and has_rows(y)
+        ):
+            return run_ready(weights, team, x, y, states, reverse, chunk), None
         T, B = x.shape[:2]
         given = weights.weights if isinstance(weights, Packed) else weights
         stages = Stages(Layout(layer_shape(T, B, given), x.dtype), team)
@@ -110,46 +120,3 @@ def _backward_range(
             stages.run()
             products.finish()
     return run.initial_states()
-
-
-class Stepper:
-    """Forward sweeps of one layer over a few steps, one after the other, without a tape.
-
-    What a call of `forward` makes anew is made once and used again. One thread at a time.
-
-    Parameters
-    ----------
-    packed : Packed
-        Of `prepare`.
-    chunk : int
-        Steps to take at once.
-    """
-
-    def __init__(self, packed: Packed, chunk: int) -> None:
-        self._packed, self._chunk = packed, chunk
-        self._strides: tuple[tuple[int, ...], ...] = ()
-
-    def run(self, x: HostArray, y: HostArray, states: States) -> States:
-        """Run over x [n,B,I] into y [n,B,1,P]; return the states after it, new arrays."""
-        T, B, I = x.shape  # noqa: E741
-        H, P = self._packed.weights.weight_hh.shape[1] // 4, y.shape[3]
-        few = T * B * 4 * H * (I + P) < 2 * WORTH_A_THREAD
-        if not (few and x.size and has_rows(x) and has_rows(y)):
-            after, _ = forward(
-                x, self._packed, states, None, reverse=(False,), y=y, keep=False, chunk=self._chunk
-            )
-            return after
-        if self._strides != (x.shape, x.strides, y.strides):
-            layout = Layout(layer_shape(T, B, self._packed.weights), x.dtype)
-            sweep = ForwardSweep(
-                layout, x, self._packed, states, None, (False,), range(T), keep=False
-            )
-            self._strides = x.shape, x.strides, y.strides
-            self._sweep = sweep
-            self._call, self._job, self._alive = sweep.alone(x, y, min(self._chunk, T))
-        sweep = self._sweep
-        sweep.h[0, 0, :, :P] = states[0][0]
-        sweep.c[0, :, :H] = states[1][0]
-        job = self._job._replace(x=address(x), y=address(y))
-        self._call(sweep.layout.lanes, job)
-        return sweep.h[:, T % 2, :, :P].copy(), sweep.c[:, :, :H].copy()

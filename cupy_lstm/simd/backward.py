@@ -19,7 +19,7 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import tanh
 from cupy_lstm.simd.matrix import multiply_rows
-from cupy_lstm.simd.memory import load, load_first, read, store, write
+from cupy_lstm.simd.memory import load, load_first, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count
 
@@ -87,8 +87,9 @@ class BackwardJob(NamedTuple):
 
 
 @njit(nogil=True)
-def backward_sweep(lanes: Any, job: Any) -> None:
+def backward_sweep(lanes: Any, place: int) -> None:
     """Run a backward sweep."""
+    job = read_job(BackwardJob, place)
     lane, size = lane_count(lanes), itemsize(lanes)
     vector = lane * size
     H, P = job.hidden_size, job.output_size

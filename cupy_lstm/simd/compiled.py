@@ -8,7 +8,6 @@ one file only.
 import hashlib
 import os
 import sys
-from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from threading import Lock
@@ -19,28 +18,32 @@ from numba import types
 from numba.core import caching
 from numba.core.registry import cpu_target
 
-from cupy_lstm.simd import backward, barrier, forward, matrix, packing, products
+from cupy_lstm.simd import backward, forward, matrix, packing, products, programs
 from cupy_lstm.simd.vector import Lanes, LanesType
 
-Kernel = Callable[..., None]
+KERNELS = (
+    programs.meet_others,
+    forward.forward_sweep,
+    matrix.project_steps,
+    backward.backward_sweep,
+    products.add_outer_products,
+    products.add_input_gradient,
+    packing.pack_by_units,
+    packing.unpack_by_units,
+    packing.pack_bias,
+    packing.unpack_bias,
+    packing.pack_gate_rows,
+    packing.pack_columns,
+    packing.pack_columns_transposed,
+)
+"""The kernels that programs call, each with a `Lanes` and the address of a job."""
 
-KERNELS: dict[Any, list[Any]] = {
-    barrier.meet_others: [int] * 2,
-    forward.forward_sweep: [forward.ForwardJob],
-    matrix.project_steps: [matrix.ProjectionJob],
-    backward.backward_sweep: [backward.BackwardJob],
-    products.add_outer_products: [products.ProductJob, products.Places],
-    products.add_input_gradient: [products.InputGradientJob, products.Places],
-    packing.pack_by_units: [int] * 6,
-    packing.unpack_by_units: [int] * 7,
-    packing.pack_bias: [int] * 4,
-    packing.unpack_bias: [int] * 3,
-    packing.pack_gate_rows: [int] * 6,
-    packing.pack_columns: [int] * 4,
-    packing.pack_columns_transposed: [int] * 4,
+ROUTINES = {
+    programs.begin: types.int64(types.int64),
+    programs.finish: types.void(types.int64),
+    programs.serve: types.void(types.int64, types.int64),
 }
-"""The kernels that are called from Python and what they take beside a `Lanes`: integers, or named
-tuples of them."""
+"""What Python itself calls, and what it takes."""
 
 
 @cache
@@ -78,36 +81,50 @@ if hasattr(os, "register_at_fork"):
         after_in_parent=_compiling.release,
         after_in_child=_compiling.release,
     )
-_compiled: dict[tuple[str, Lanes], Kernel] = {}
+_compiled: dict[Any, Any] = {}
 
 
-def kernel(function: Any, lanes: Lanes) -> Kernel:
-    """Return a kernel of `KERNELS` for a kind of vector; compiled, or read from disk, once."""
-    key = (function.__name__, lanes)
+def kernel(function: Any, lanes: Lanes) -> int:
+    """Return the address of a kernel of `KERNELS` for a kind of vector.
+
+    It is compiled, or read from disk, once.
+    """
+    key = function.__name__, lanes
     if key not in _compiled:
         with _compiling:
             if key not in _compiled:
-                _compiled[key] = _compile(function, lanes)
+                signature = types.void(LanesType(lanes), types.int64)
+                result = _compile(function, signature, lanes.dtype)
+                name = result.fndesc.llvm_func_name
+                _compiled[key] = result.library.get_pointer_to_function(name)
+    address: int = _compiled[key]
+    return address
+
+
+def routine(function: Any) -> Any:
+    """Return a function of `ROUTINES`, ready to be called; compiled, or read from disk, once."""
+    key = function.__name__
+    if key not in _compiled:
+        with _compiling:
+            if key not in _compiled:
+                _compile(function, ROUTINES[function])
+                _compiled[key] = function
     return _compiled[key]
 
 
-def _compile(function: Any, lanes: Lanes) -> Kernel:
-    parameters = [
-        types.int64 if kind is int else types.NamedUniTuple(types.int64, len(kind._fields), kind)
-        for kind in KERNELS[function]
-    ]
-    signature = types.void(LanesType(lanes), *parameters)
+def _compile(function: Any, signature: Any, dtype: str = "") -> Any:
+    """Compile a function; say so for kernels of a dtype, which take a while."""
     kept = _kept(function)
-    if kept is None or not kept.holds(signature):
-        _announce(lanes.dtype, "nowhere" if kept is None else kept.cache_path)
+    if dtype and (kept is None or not kept.holds(signature)):
+        _announce(dtype, "nowhere" if kept is None else kept.cache_path)
     if kept is not None:
         function._cache = kept
     try:
-        compiled: Kernel = function.compile(signature)
+        function.compile(signature)
     except OSError:  # a full disk costs the copy, not the kernel
         function._cache = caching.NullCache()
-        compiled = function.compile(signature)
-    return compiled
+        function.compile(signature)
+    return function.overloads[signature.args]
 
 
 @cache

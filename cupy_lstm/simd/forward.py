@@ -11,7 +11,7 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
-from cupy_lstm.simd.memory import load, read, store, write
+from cupy_lstm.simd.memory import load, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.tile import multiply, rows_at_once
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
@@ -95,8 +95,9 @@ class ForwardJob(NamedTuple):
 
 
 @njit(nogil=True)
-def forward_sweep(lanes: Any, job: Any) -> None:
+def forward_sweep(lanes: Any, place: int) -> None:
     """Run a forward sweep."""
+    job = read_job(ForwardJob, place)
     lane, size = lane_count(lanes), itemsize(lanes)
     vector = lane * size
     blocks = -(-job.hidden_size // lane)

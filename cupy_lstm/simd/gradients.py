@@ -186,7 +186,7 @@ class Products:
                     tables=scratch.table(3 * SLOTS_AT_ONCE),
                     chunk=SLOTS_AT_ONCE,
                 )
-                part.append((project, layout.lanes, job))
+                part.append((project, scratch.job(job)))
         self.stages.add("recomputation", parts, self, weight_ho, outputs, scratch)
         return outputs
 
@@ -235,7 +235,7 @@ class Products:
         found: list[list[Call]] = []
         for number, group in enumerate(groups):
             d, last = group[0], group[-1]
-            targets = self.places(d, BY_ROW, target, target.strides[0], target.strides[1])
+            places = self.places(d, BY_ROW, target, target.strides[0], target.strides[1])
             job = InputGradientJob(
                 counter=address(counters) + number * counters.itemsize,
                 chunk=SLOTS_AT_ONCE,
@@ -250,13 +250,14 @@ class Products:
                 zeros=address(self.zeros),
                 tables=0,
                 scratch=0,
+                targets=scratch.job(places),
             )
             found.append([])
             for _ in range(self.threads):
                 tables = scratch.table(4 * SLOTS_AT_ONCE)
                 products = scratch.numbers(SLOTS_AT_ONCE, PANEL * layout.lanes.count)
                 own = job._replace(tables=tables, scratch=products)
-                found[-1].append((add, layout.lanes, own, targets))
+                found[-1].append((add, scratch.job(own)))
         return found
 
 
@@ -266,7 +267,7 @@ class _Tiles:
     def __init__(self, layout: Layout, threads: int, results: Sums) -> None:
         self.layout, self.threads, self.results = layout, threads, results
         self.one = numpy.ones(1, layout.dtype)
-        self.jobs: list[tuple[ProductJob, Places]] = []
+        self.jobs: list[ProductJob] = []
         self.calls: list[Call] = []
         self.scratch = Scratch(layout)
 
@@ -311,20 +312,21 @@ class _Tiles:
             last=0,
             tables=0,
             chunk=TERMS_AT_ONCE,
+            left=self.scratch.job(left),
         )
-        self.jobs.append((job, left))
+        self.jobs.append(job)
 
     def products(self) -> list[list[Call]]:
         """Return each thread's part of the sums."""
         lanes = self.layout.lanes
         add = kernel(add_outer_products, lanes)
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
-        for job, left in self.jobs:
+        for job in self.jobs:
             tiles = -(-job.blocks // 4) * -(-job.features // lanes.rows)
             for part, (first, last) in zip(parts, equal(tiles, self.threads), strict=True):
                 tables = self.scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
-                part.append((add, lanes, piece, left))
+                part.append((add, self.scratch.job(piece)))
         return parts
 
     def add_to(
@@ -341,15 +343,22 @@ class _Tiles:
             apart.append((gradient, target))
         H = layout.shape.H
         if name in ("bias_ih", "bias_hh"):
-            unpack, result = kernel(packing.unpack_bias, lanes), self.results[d, "bias"]
-            self.calls.append((unpack, lanes, address(result), H, address(target)))
+            job = packing.PackingJob(address(target), 0, H, 4, 0, 0, address(self.results[d, "bias"]))
+            self.calls.append((kernel(packing.unpack_bias, lanes), self.scratch.job(job)))
             return
         result = self.results[d, name]
         unpack = kernel(packing.unpack_by_units, lanes)
         for first, last in equal(layout.blocks, self.threads):
-            block = self.scratch.numbers(lanes.count, lanes.count)
-            sizes = (result.shape[1], H, first, last, block)
-            self.calls.append((unpack, lanes, address(result), *sizes, address(target)))
+            job = packing.PackingJob(
+                weight=address(target),
+                other=self.scratch.numbers(lanes.count, lanes.count),
+                rows=H,
+                columns=result.shape[1],
+                first=first,
+                last=last,
+                packed=address(result),
+            )
+            self.calls.append((unpack, self.scratch.job(job)))
 
     def additions(self) -> list[list[Call]]:
         """Return each thread's part of what `add_to` has asked for."""

@@ -67,6 +67,11 @@ class Scratch:
         self._arrays: list[HostArray] = []
         self._shared: dict[object, int] = {}
 
+    def job(self, words: tuple[int, ...]) -> int:
+        """Return the address of a job."""
+        self._arrays.append(numpy.array(words, "int64"))
+        return address(self._arrays[-1])
+
     def table(self, entries: int) -> int:
         """Return the address of some 64-bit integers."""
         self._arrays.append(numpy.empty(entries, "int64"))

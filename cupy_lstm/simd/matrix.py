@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
-from cupy_lstm.simd.memory import load, load_first, store, store_first, write
+from cupy_lstm.simd.memory import load, load_first, read_job, store, store_first, write
 from cupy_lstm.simd.packing import panel_width
 from cupy_lstm.simd.tile import multiply, rows_at_once
 from cupy_lstm.simd.vector import itemsize, lane_count, splat, tile_rows
@@ -104,8 +104,9 @@ class ProjectionJob(NamedTuple):
 
 
 @njit(nogil=True)
-def project_steps(lanes: Any, job: Any) -> None:
+def project_steps(lanes: Any, place: int) -> None:
     """Project the cell outputs of many steps."""
+    job = read_job(ProjectionJob, place)
     lane = lane_count(lanes)
     sources, targets = job.tables, job.tables + 8 * job.chunk
     zeros = targets + 8 * job.chunk

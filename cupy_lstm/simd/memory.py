@@ -113,6 +113,25 @@ def write(context: Any, address: Any, value: Any) -> Any:
 
 
 @intrinsic
+def read_job(context: Any, kind: Any, address: Any) -> Any:
+    """Return the named tuple of 64-bit integers at an address; `kind` is its class."""
+    fields = len(kind.instance_class._fields)
+    job = types.NamedUniTuple(types.int64, fields, kind.instance_class)
+
+    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
+        place = pointer(builder, operands[1])
+        words = [
+            builder.load(
+                builder.gep(place, [ir.Constant(WORD, 8 * n)], source_etype=BYTE), align=8, typ=WORD
+            )
+            for n in range(fields)
+        ]
+        return context.make_tuple(builder, job, words)
+
+    return job(kind, types.int64), lower
+
+
+@intrinsic
 def transpose(
     context: Any,
     lanes: Any,

@@ -14,22 +14,48 @@ by columns   panels of [K][4][lanes], then what is left in panels of [K][1][lane
 The gates of a row are laid out as [J][4][lanes] everywhere in this engine.
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from numba import njit
 
-from cupy_lstm.simd.memory import load, load_first, store, store_first, transpose
+from cupy_lstm.simd.memory import load, load_first, read_job, store, store_first, transpose
 from cupy_lstm.simd.vector import itemsize, lane_count, splat
 
 
+class PackingJob(NamedTuple):
+    """A weight to pack, or a packed sum to be added to one.
+
+    Attributes
+    ----------
+    weight
+        Address of the weight.
+    other
+        Address of a second vector, of a scratch block where one is unpacked, or 0.
+    rows, columns
+        Sizes of the weight: H in place of 4H rows.
+    first, last
+        The blocks to do, where the work can be divided.
+    packed
+        Address of the packed weight.
+    """
+
+    weight: int
+    other: int
+    rows: int
+    columns: int
+    first: int
+    last: int
+    packed: int
+
+
 @njit(nogil=True)
-def pack_by_units(
-    lanes: Any, weight: int, terms: int, units: int, first: int, last: int, packed: int
-) -> None:
-    """Pack a matrix [4H,K] by units, its blocks `first` to `last`; a product transposes it."""
+def pack_by_units(lanes: Any, place: int) -> None:
+    """Pack a matrix [4H,K] by units, some of its blocks; a product transposes it."""
+    job = read_job(PackingJob, place)
+    weight, units, terms, packed = job.weight, job.rows, job.columns, job.packed
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
-    for j in range(first, last):
+    for j in range(job.first, job.last):
         rows = min(count, units - j * count)
         for gate in range(4):
             source = weight + (gate * units + j * count) * terms * size
@@ -47,16 +73,13 @@ def pack_by_units(
 
 
 @njit(nogil=True)
-def unpack_by_units(
-    lanes: Any, packed: int, terms: int, units: int, first: int, last: int, scratch: int, out: int
-) -> None:
-    """Add a matrix packed by units, its blocks `first` to `last`, to a matrix [4H,K].
-
-    `scratch` is the address of a square block.
-    """
+def unpack_by_units(lanes: Any, place: int) -> None:
+    """Add a matrix packed by units, some of its blocks, to a matrix [4H,K]."""
+    job = read_job(PackingJob, place)
+    out, units, terms, packed, scratch = job.weight, job.rows, job.columns, job.packed, job.other
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
-    for j in range(first, last):
+    for j in range(job.first, job.last):
         rows = min(count, units - j * count)
         for gate in range(4):
             source = packed + (j * terms * 4 + gate) * vector
@@ -67,37 +90,41 @@ def unpack_by_units(
                     lanes, source + k * 4 * vector, 4 * vector, columns, count, scratch, vector
                 )
                 for r in range(rows):
-                    place = target + (r * terms + k) * size
-                    total = load_first(lanes, place, columns) + load(lanes, scratch + r * vector)
-                    store_first(place, total, columns)
+                    row = target + (r * terms + k) * size
+                    total = load_first(lanes, row, columns) + load(lanes, scratch + r * vector)
+                    store_first(row, total, columns)
 
 
 @njit(nogil=True)
-def pack_bias(lanes: Any, first: int, second: int, units: int, packed: int) -> None:
+def pack_bias(lanes: Any, place: int) -> None:
     """Pack the sum of two vectors [4H] as the gates of a row; an address of 0 is a zero vector."""
+    job = read_job(PackingJob, place)
+    units = job.rows
     count, size = lane_count(lanes), itemsize(lanes)
     for j in range(-(-units // count)):
         there = min(count, units - j * count)
         for gate in range(4):
             offset = (gate * units + j * count) * size
             total = splat(lanes, 0.0)
-            if first != 0:
-                total = load_first(lanes, first + offset, there)
-            if second != 0:
-                total = total + load_first(lanes, second + offset, there)
-            store(packed + (j * 4 + gate) * count * size, total)
+            if job.weight != 0:
+                total = load_first(lanes, job.weight + offset, there)
+            if job.other != 0:
+                total = total + load_first(lanes, job.other + offset, there)
+            store(job.packed + (j * 4 + gate) * count * size, total)
 
 
 @njit(nogil=True)
-def unpack_bias(lanes: Any, packed: int, units: int, out: int) -> None:
+def unpack_bias(lanes: Any, place: int) -> None:
     """Add the gates of a row to a vector [4H]."""
+    job = read_job(PackingJob, place)
+    units = job.rows
     count, size = lane_count(lanes), itemsize(lanes)
     for j in range(-(-units // count)):
         there = min(count, units - j * count)
         for gate in range(4):
-            place = out + (gate * units + j * count) * size
-            term = load(lanes, packed + (j * 4 + gate) * count * size)
-            store_first(place, load_first(lanes, place, there) + term, there)
+            target = job.weight + (gate * units + j * count) * size
+            term = load(lanes, job.packed + (j * 4 + gate) * count * size)
+            store_first(target, load_first(lanes, target, there) + term, there)
 
 
 @njit(nogil=True)
@@ -107,21 +134,21 @@ def panel_width(block: int, blocks: int) -> int:
 
 
 @njit(nogil=True)
-def pack_gate_rows(
-    lanes: Any, weight: int, units: int, columns: int, first: int, last: int, packed: int
-) -> None:
+def pack_gate_rows(lanes: Any, place: int) -> None:
     """Pack a matrix [4H,N] by columns, its rows in the order of the gates of a row: K = 4JV.
 
-    Of its blocks those from `first`, a multiple of four, to `last`, another one or the end.
+    Of its blocks some, the first a multiple of four, the last another one or the end.
     """
+    job = read_job(PackingJob, place)
+    weight, units, columns = job.weight, job.rows, job.columns
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
     groups, blocks = -(-units // count), -(-columns // count)
     terms = groups * 4 * count
-    v = first
-    while v < last:
+    v = job.first
+    while v < job.last:
         width = panel_width(v, blocks)
-        target = packed + v * terms * vector
+        target = job.packed + v * terms * vector
         for j in range(groups):
             for gate in range(4):
                 for lane in range(count):
@@ -138,15 +165,17 @@ def pack_gate_rows(
 
 
 @njit(nogil=True)
-def pack_columns(lanes: Any, weight: int, terms: int, columns: int, packed: int) -> None:
+def pack_columns(lanes: Any, place: int) -> None:
     """Pack a matrix [K,N] by columns."""
+    job = read_job(PackingJob, place)
+    weight, terms, columns = job.weight, job.rows, job.columns
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
     blocks = -(-columns // count)
     v = 0
     while v < blocks:
         width = panel_width(v, blocks)
-        target = packed + v * terms * vector
+        target = job.packed + v * terms * vector
         for k in range(terms):
             for b in range(v, v + width):
                 there = min(count, columns - b * count)
@@ -156,8 +185,10 @@ def pack_columns(lanes: Any, weight: int, terms: int, columns: int, packed: int)
 
 
 @njit(nogil=True)
-def pack_columns_transposed(lanes: Any, weight: int, columns: int, terms: int, packed: int) -> None:
+def pack_columns_transposed(lanes: Any, place: int) -> None:
     """Pack the transpose of a matrix [N,K] by columns."""
+    job = read_job(PackingJob, place)
+    weight, columns, terms, packed = job.weight, job.rows, job.columns, job.packed
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
     blocks = -(-columns // count)

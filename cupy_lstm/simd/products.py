@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 from numba import njit
 
-from cupy_lstm.simd.barrier import take_next
+from cupy_lstm.simd.barrier import add
 from cupy_lstm.simd.matrix import multiply_rows
-from cupy_lstm.simd.memory import load, load_first, read, store_first, write
+from cupy_lstm.simd.memory import load, load_first, read, read_job, store_first, write
 from cupy_lstm.simd.rows import active_rows
 from cupy_lstm.simd.tile import multiply_tile
 from cupy_lstm.simd.vector import itemsize, lane_count, tile_rows
@@ -144,6 +144,8 @@ class ProductJob(NamedTuple):
         Scratch for a table of `chunk` slots and one of the rows of a tile.
     chunk
         Slots to take at once.
+    left
+        Address of the `Places` of the left rows.
     """
 
     steps: int
@@ -158,11 +160,14 @@ class ProductJob(NamedTuple):
     last: int
     tables: int
     chunk: int
+    left: int
 
 
 @njit(nogil=True)
-def add_outer_products(lanes: Any, job: Any, left: Any) -> None:
-    """Add some tiles of a sum of outer products, `left` being the Places of the left rows."""
+def add_outer_products(lanes: Any, place: int) -> None:
+    """Add some tiles of a sum of outer products."""
+    job = read_job(ProductJob, place)
+    left = read_job(Places, job.left)
     parts = -(-(left.last_time - left.time) // job.steps)
     for part in range(parts - 1, -1, -1):
         if left.direction > 0:
@@ -227,6 +232,8 @@ class InputGradientJob(NamedTuple):
         A row of zeros.
     tables, scratch
         Scratch for four tables of `chunk` slots, and for as many rows of a panel.
+    targets
+        Address of the `Places` of the gradient.
     """
 
     counter: int
@@ -242,11 +249,14 @@ class InputGradientJob(NamedTuple):
     zeros: int
     tables: int
     scratch: int
+    targets: int
 
 
 @njit(nogil=True)
-def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
-    """Compute the gradient of the input of some slots and add it to the Places `targets`."""
+def add_input_gradient(lanes: Any, place: int) -> None:
+    """Compute the gradient of the input of some slots and add it."""
+    job = read_job(InputGradientJob, place)
+    targets = read_job(Places, job.targets)
     lane, size = lane_count(lanes), itemsize(lanes)
     vector, blocks = lane * size, -(-job.columns // lane)
     # A product in whole vectors goes straight to its place; the panel with the last few numbers of
@@ -262,7 +272,7 @@ def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
         write(zeros + 8 * row, job.zeros)
     position = begin(targets)
     while True:
-        first = take_next(job.counter) * job.chunk
+        first = add(job.counter, 1) * job.chunk
         if first >= job.slots:
             break
         n = min(job.chunk, job.slots - first)
@@ -286,6 +296,6 @@ def add_input_gradient(lanes: Any, job: Any, targets: Any) -> None:
         for row in range(n):
             for v in range(split, blocks):
                 there = min(lane, job.columns - v * lane)
-                place = read(places + 8 * row) + v * vector
+                target = read(places + 8 * row) + v * vector
                 term = load(lanes, read(products + 8 * row) + v * vector)
-                store_first(place, load_first(lanes, place, there) + term, there)
+                store_first(target, load_first(lanes, target, there) + term, there)

@@ -7,13 +7,11 @@ stages is each run on its own.
 
 from collections.abc import Sequence
 
-import numpy
-
 from cupy_lstm.ranges import detailed, stage
-from cupy_lstm.simd.barrier import meet_others
 from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.layout import Layout, address
-from cupy_lstm.simd.threads import Call, Crew
+from cupy_lstm.simd.layout import Layout, Scratch
+from cupy_lstm.simd.programs import MeetingJob, meet_others
+from cupy_lstm.simd.threads import Call, Crew, Task
 
 
 class Stages:
@@ -56,12 +54,14 @@ class Stages:
         """Run some stages in one go."""
         team = max(map(len, stages), default=0)
         threads: list[list[Call]] = [[] for _ in range(team)]
-        meeting, lanes = numpy.zeros(1, "int64"), self.layout.lanes
+        scratch = Scratch(self.layout)
+        counter = scratch.job((0,))
         for number, parts in enumerate(stages):
             if number and team > 1:
-                here = (kernel(meet_others, lanes), lanes, address(meeting), team * number)
+                job = scratch.job(MeetingJob(counter, target=team * number))
+                here = kernel(meet_others, self.layout.lanes), job
                 for calls in threads:
                     calls.append(here)
             for calls, part in zip(threads, parts, strict=False):
                 calls.extend(part)
-        self.crew.run(threads, (meeting, *self._alive))
+        self.crew.run(Task(threads, (scratch, *self._alive)))

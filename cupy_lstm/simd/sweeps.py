@@ -7,12 +7,13 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.simd.backward import BackwardJob, backward_sweep
-from cupy_lstm.simd.compiled import Kernel, kernel
+from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.forward import ForwardJob, forward_sweep
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
 from cupy_lstm.simd.rows import Rows, rows_of
 from cupy_lstm.simd.sharing import Share, split
 from cupy_lstm.simd.stages import Stages
+from cupy_lstm.simd.threads import Call
 from cupy_lstm.simd.weights import Packed, Packing
 from cupy_lstm.steps import Directions
 
@@ -55,6 +56,8 @@ class ForwardSweep:
         Outputs by row, after even and after odd steps.
     c : array [D,B,...]
         Cell states by row.
+    jobs : list of array
+        Those of the kernels, once there are some.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class ForwardSweep:
         for d, rows in enumerate(self.rows):
             self.h[d, :, :, :P] = states[0][d, rows.order]
             self.c[d, :, :H] = states[1][d, rows.order]
+        self.jobs: list[HostArray] = []
         self.gates: list[HostArray] = []
         self.cell_steps: list[HostArray] = []
         if keep:
@@ -87,21 +91,11 @@ class ForwardSweep:
 
     def sweep(self, stages: Stages, y: HostArray, cells: HostArray | None, chunk: int) -> None:
         """Run all steps after the stages there are, and write y and cells."""
-        x, layout, scratch = row_major(self.x), self.layout, Scratch(self.layout)
+        x = row_major(self.x)
         outputs = y if has_rows(y) else numpy.empty(y.shape, y.dtype)
         kept = cells if cells is None or has_rows(cells) else numpy.empty(cells.shape, cells.dtype)
-        m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
-        barriers = numpy.zeros((self.layout.shape.D, 8), "int64")
-        sweep = kernel(forward_sweep, layout.lanes)
-        _, _, I, H, P, _ = self.layout.shape  # noqa: E741
-        work = sum(rows.total for rows in self.rows) * 4 * H * (I + P)
-        parts = []
-        for shares in split(layout, self.rows, stages.crew.threads(work), m is not None):
-            jobs = [
-                self.job(share, x, outputs, kept, m, chunk, scratch, barriers) for share in shares
-            ]
-            parts.append([(sweep, layout.lanes, job) for job in jobs])
-        stages.add("recurrence", parts, self, x, outputs, kept, m, scratch, barriers)
+        threads = stages.crew.threads(self.work)
+        stages.add("recurrence", self.parts(threads, x, outputs, kept, chunk), self, x, outputs, kept)
         stages.run()
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
@@ -109,14 +103,29 @@ class ForwardSweep:
                     times = slice(min(rows.times), max(rows.times) + 1)
                     target[times, :, d] = filled[times, :, d]
 
-    def alone(self, x: HostArray, y: HostArray, chunk: int) -> tuple[Kernel, ForwardJob, Scratch]:
-        """Return the kernel, its job for the whole of one direction, and the memory it uses."""
+    @property
+    def work(self) -> int:
+        """Multiply-adds of the products."""
+        _, _, I, H, P, _ = self.layout.shape  # noqa: E741
+        return sum(rows.total for rows in self.rows) * 4 * H * (I + P)
+
+    def parts(
+        self, threads: int, x: HostArray, y: HostArray, cells: HostArray | None, chunk: int
+    ) -> list[list[Call]]:
+        """Return what each thread does; its memory belongs to this object."""
         layout, scratch = self.layout, Scratch(self.layout)
-        share = Share(0, 0, self.layout.shape.B, 0, layout.blocks, 1)
-        job = self.job(share, x, y, None, None, chunk, scratch, numpy.zeros((1, 8), "int64"))
-        if self.packed.weight_ho:
-            job = job._replace(m=scratch.numbers(self.layout.shape.B, layout.c_width))
-        return kernel(forward_sweep, layout.lanes), job, scratch
+        m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
+        self.barriers = numpy.zeros((layout.shape.D, 8), "int64")
+        self.memory = scratch, m
+        sweep = kernel(forward_sweep, layout.lanes)
+        found: list[list[Call]] = []
+        for shares in split(layout, self.rows, threads, m is not None):
+            found.append([])
+            for share in shares:
+                job = self.job(share, x, y, cells, m, chunk, scratch)
+                self.jobs.append(numpy.array(job, "int64"))
+                found[-1].append((sweep, address(self.jobs[-1])))
+        return found
 
     def job(
         self,
@@ -127,7 +136,6 @@ class ForwardSweep:
         m: HostArray | None,
         chunk: int,
         scratch: Scratch,
-        barriers: HostArray,
     ) -> ForwardJob:
         """Return what a thread does of one direction."""
         d, packed, (_, B, I, H, P, _) = share.direction, self.packed, self.layout.shape  # noqa: E741
@@ -173,7 +181,7 @@ class ForwardSweep:
             chunk=chunk,
             tables=scratch.table(2 * slots + lanes.rows),
             team=share.team,
-            barrier=address(barriers[d]),
+            barrier=address(self.barriers[d]),
         )
 
     def final_states(self) -> States:
@@ -257,7 +265,7 @@ class BackwardSweep:
                     tables=scratch.table(4 * (share.last_row - share.first_row)),
                     barrier=address(barriers[d]),
                 )
-                part.append((sweep, layout.lanes, job))
+                part.append((sweep, scratch.job(job)))
             parts.append(part)
         alive = weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers
         stages.add("recurrence", parts, self, *alive)

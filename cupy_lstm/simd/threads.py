@@ -1,27 +1,38 @@
-"""Threads for compiled kernels, which run without the interpreter's lock.
+"""Threads for programs of kernels, which run without the interpreter's lock.
 
 One crew serves the process. Whoever needs it while another call has it works alone, in its own
 thread: its callers already keep the cores busy. So calls from any number of threads are safe,
-and jobs that meet each other all run at once. A forked child makes a crew of its own.
+and programs that meet each other all run at once. A forked child makes a crew of its own.
 """
 
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from itertools import starmap
-from operator import call
+from collections.abc import Sequence
 from queue import SimpleQueue
 from threading import Lock, Thread
-from typing import Any
+from time import perf_counter
 
 import numba
+import numpy
 from numba.np.ufunc import parallel
 
-Call = tuple[Any, ...]
-"""A kernel and its arguments."""
+from cupy_lstm.simd import programs
+from cupy_lstm.simd.compiled import routine
+from cupy_lstm.simd.layout import CACHE_LINE, address
+
+Call = tuple[int, int]
+"""The addresses of a kernel and of its job."""
 
 WORTH_A_THREAD = 2**21
 """Multiply-adds below which waking a thread takes longer than it saves."""
+
+WORTH_A_WAITING_THREAD = 2**17
+"""The same for a thread that is awake, and waits for its next task in a loop."""
+
+PATIENCE = 10_000
+"""Looks for another task before a thread goes to sleep; 20 ns each on a CPU of 2023."""
+
+SOON = 2e-4
+"""Seconds in which that many looks are over, about."""
 
 
 def _limit() -> int:
@@ -47,6 +58,109 @@ def thread_count() -> int:
     return min(_LIMIT, numba.get_num_threads()) if parallel._is_initialized else _LIMIT
 
 
+class Task:
+    """Programs that run at once, one a thread; a task can be run again and again.
+
+    Parameters
+    ----------
+    parts : sequence of sequence of Call
+        What each thread does, one call after the other.
+    alive : object
+        What the memory belongs to that they work on.
+    """
+
+    def __init__(self, parts: Sequence[Sequence[Call]], alive: object = None) -> None:
+        parts = [part for part in parts if part]
+        self.alive, self.size = alive, len(parts)
+        others = max(0, self.size - 1)
+        words = [0] * (programs.PLACES // 8 + 2 * others)
+        starts = []
+        for part in parts:
+            starts.append(8 * len(words))
+            words += [len(part), *(word for call in part for word in call)]
+        self._words = numpy.array(words, "int64")
+        self._place = place = address(self._words)
+        if parts:
+            self._words[programs.PROGRAM // 8] = place + starts[0]
+        self._words[programs.LEFT // 8] = self._words[programs.WORKERS // 8] = others
+        self._boxes = self._words[programs.PLACES // 8 :][: 2 * others].reshape(others, 2)
+        self._boxes[:, 1] = [place + start for start in starts[1:]]
+        self._state = self._words[: programs.PROGRAM // 8]
+        self._fresh = self._state.copy()
+        self._workers: Sequence[_Worker] = ()
+
+    def run(self, workers: "Sequence[_Worker]") -> None:
+        """Run all programs, the first one here; return when all are done.
+
+        Even an interrupt waits for that: the kernels write to memory that is the caller's to free,
+        and may wait for each other.
+        """
+        if not self.size:
+            return
+        self._state[:] = self._fresh
+        workers = workers[: self.size - 1]
+        if workers != self._workers:
+            self._workers = workers
+            self._boxes[:, 0] = [worker.box for worker in workers]
+        begin, finish = routine(programs.begin), routine(programs.finish)
+        _running.add(self)
+        interrupted: BaseException | None = None
+        while True:
+            # An interrupt can come between any two lines; what is asked for twice is done once.
+            try:
+                if begin(self._place):
+                    for worker in workers:
+                        worker.wake()
+                    finish(self._place)
+                break
+            except KeyboardInterrupt as error:
+                interrupted = error
+        _running.discard(self)
+        if self._state[programs.FAILED // 8]:
+            raise RuntimeError("a compiled kernel has failed: this is a mistake in cupy_lstm")
+        if interrupted is not None:
+            raise interrupted
+
+
+_running: set[Task] = set()
+"""Tasks whose memory must stay, even if a flood of interrupts ends the wait for them."""
+
+
+class _Worker(Thread):
+    """A thread that waits for tasks.
+
+    Attributes
+    ----------
+    box : int
+        Address of where it finds them.
+    """
+
+    def __init__(self, number: int) -> None:
+        super().__init__(name=f"cupy_lstm-{number}", daemon=True)
+        # Nobody else writes to its cache line.
+        self._memory = numpy.zeros(3 * CACHE_LINE // 8, "int64")
+        skipped = -address(self._memory) % CACHE_LINE
+        self._words = self._memory[skipped // 8 :]
+        self.box = address(self._words)
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._serve = routine(programs.serve)
+        self.start()
+
+    def wake(self) -> None:
+        """Let it look into its box."""
+        self._bell.put(None)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it is awake, waiting for a task."""
+        return bool(self._words[programs.STATE // 8] == programs.WAITS)
+
+    def run(self) -> None:
+        while True:
+            self._bell.get()
+            self._serve(self.box, PATIENCE)
+
+
 class Crew:
     """The threads a call may use.
 
@@ -61,99 +175,32 @@ class Crew:
 
     def threads(self, work: int) -> int:
         """Return how many threads are worth while for so many multiply-adds."""
-        return max(1, min(self.size, work // WORTH_A_THREAD))
+        worth = WORTH_A_THREAD
+        if worth > work >= WORTH_A_WAITING_THREAD and self.size > 1 and self._wait(work):
+            worth = WORTH_A_WAITING_THREAD
+        return max(1, min(self.size, work // worth))
 
-    def run(self, parts: Sequence[Sequence[Call]], alive: object = None) -> None:
-        """Make each thread's calls, ``function(*arguments)`` one after the other.
+    def _wait(self, work: int) -> bool:
+        """Whether the others are awake; where small calls follow each other, let them wake up."""
+        global _small_call
+        others = _workers[: self.size - 1]
+        if all(worker.waits for worker in others):
+            return True
+        before, _small_call = _small_call, perf_counter()
+        if _small_call - before < SOON:
+            for worker in others:
+                worker.wake()
+        return False
 
-        The caller is one of the threads. Returns when all are done, even if it is interrupted:
-        the kernels write to memory that is the caller's to free, and may wait for each other.
-        `alive` is what this memory belongs to, kept until then even if a flood of interrupts ends
-        the wait.
-        """
-        parts = [part for part in parts if part]
-        if not parts:
-            return
-        work = _Work(parts[1:], alive)
-        own: list[None] = []
-        problem: BaseException | None = None
-        interrupted: BaseException | None = None
-        while (problem is None and len(own) < len(parts[0])) or not work.finished:
-            # An interrupt can come anywhere; what is given twice is done once.
-            try:
-                if not work.given:
-                    for worker, piece in zip(_workers, work.pieces, strict=False):
-                        worker.pieces.put(piece)
-                    work.given = True
-                if problem is None:
-                    # Python sees nothing from the first call to the last: an interrupt waits.
-                    own.extend(starmap(call, parts[0][len(own) :]))
-                if not work.finished:
-                    work.done.acquire()
-            except KeyboardInterrupt as error:
-                interrupted = error
-            except BaseException as error:
-                problem = error
-        problem = problem or work.error or interrupted
-        if problem is not None:
-            raise problem
-
-
-class _Work:
-    """Parts that are made at the same time, and what is known of them."""
-
-    def __init__(self, parts: Sequence[Sequence[Call]], alive: object) -> None:
-        self.alive = alive
-        self.given = self.finished = not parts
-        self.error: BaseException | None = None
-        self.done = Lock()
-        self.done.acquire()
-        self._left, self._counting = len(parts), Lock()
-        self.pieces = [_Piece(self, part) for part in parts]
-
-    def count(self) -> None:
-        """Note that a piece is done."""
-        with self._counting:
-            self._left -= 1
-            last = self.finished = self._left == 0
-        if last:
-            # The caller goes on at once, and this thread perhaps later: let nothing live on here.
-            self.alive = None
-            self.done.release()
-
-
-class _Piece:
-    """One part, to be made once."""
-
-    def __init__(self, work: _Work, part: Sequence[Call]) -> None:
-        self._work, self._part, self._taken = work, part, Lock()
-
-    def make(self) -> None:
-        if not self._taken.acquire(blocking=False):
-            return
-        try:
-            for function, *arguments in self._part:
-                function(*arguments)
-        except BaseException as error:
-            self._work.error = error
-        self._work.count()
-
-
-class _Worker(Thread):
-    """A thread that waits for pieces."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(name=f"cupy_lstm-{number}", daemon=True)
-        self.pieces: SimpleQueue[_Piece] = SimpleQueue()
-        self.start()
-
-    def run(self) -> None:
-        while True:
-            self.pieces.get().make()
+    def run(self, task: Task) -> None:
+        """Run a task of at most as many programs."""
+        task.run(_workers)
 
 
 _lock = Lock()
 _workers: list[_Worker] = []
+_small_call = 0.0
+"""When a call last found itself too small to wake somebody."""
 
 
 def _forget_workers() -> None:
@@ -166,18 +213,24 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_workers)
 
 
-@contextmanager
-def crew() -> Iterator[Crew]:
+class crew:  # noqa: N801 - used like a function
     """Take the crew for the length of a call; it is of one where another call has it."""
-    size, lock, taken = thread_count(), _lock, False
-    try:
-        taken = size > 1 and lock.acquire(blocking=False)
+
+    __slots__ = ("_taken",)
+
+    def __enter__(self) -> Crew:
+        size, lock = thread_count(), _lock
+        self._taken: Lock | None = None
+        if size == 1 or not lock.acquire(blocking=False):
+            return Crew(1)
+        self._taken = lock
         try:
-            while taken and len(_workers) < size - 1:
+            while len(_workers) < size - 1:
                 _workers.append(_Worker(len(_workers)))
         except RuntimeError:  # no more threads, or none any more as the interpreter ends
             size = 1 + len(_workers)
-        yield Crew(size if taken else 1)
-    finally:
-        if taken:
-            lock.release()
+        return Crew(size)
+
+    def __exit__(self, *exception: object) -> None:
+        if self._taken is not None:
+            self._taken.release()

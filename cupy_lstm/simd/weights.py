@@ -1,13 +1,13 @@
 """Weights of a layer as the sweeps want them, packed by the threads of a call."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.layout import address, contiguous
+from cupy_lstm.simd.layout import Scratch, address, contiguous
 from cupy_lstm.simd.sharing import block_ranges
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.threads import Call
@@ -26,6 +26,8 @@ class Packed:
         The weights as they were given.
     weight_ho : list of array
         Empty without a projection.
+    ready : dict
+        Sweeps that have these weights, for `cupy_lstm.simd.ready`.
     """
 
     weights: LayerWeights
@@ -33,6 +35,13 @@ class Packed:
     weight_hh: list[HostArray]
     weight_ho: list[HostArray]
     bias: list[HostArray]
+    ready: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def products(self) -> int:
+        """Multiply-adds of a row and step."""
+        size: int = self.weights.weight_ih.size + self.weights.weight_hh.size
+        return size
 
 
 class Packing:
@@ -41,6 +50,7 @@ class Packing:
     def __init__(self, stages: Stages) -> None:
         self._layout, self._stages = stages.layout, stages
         self._parts: list[list[Call]] = [[] for _ in range(stages.crew.size)]
+        self._scratch = Scratch(stages.layout)
         self._arrays: list[HostArray | None] = []  # alive until they are packed
 
     def forward(self, weights: LayerWeights) -> Packed:
@@ -54,10 +64,13 @@ class Packing:
                 (packed.weight_hh, weights.weight_hh, P),
             ):
                 target.append(layout.empty(terms, layout.gate_width))
-                self._divide(packing.pack_by_units, weight[d], terms, H, target[d], layout.blocks)
-            biases = [None if b is None else b[d] for b in (weights.bias_ih, weights.bias_hh)]
+                self._divide(packing.pack_by_units, weight[d], H, terms, target[d], layout.blocks)
+            first, second = (
+                None if bias is None else contiguous(bias[d])
+                for bias in (weights.bias_ih, weights.bias_hh)
+            )
             packed.bias.append(layout.empty(layout.gate_width))
-            self._add(packing.pack_bias, biases, H, into=packed.bias[d])
+            self._add(packing.pack_bias, first, H, 4, packed.bias[d], other=second)
         packed.weight_ho = self.columns(weights.weight_ho, H, P)
         return packed
 
@@ -77,7 +90,7 @@ class Packing:
         targets = []
         for piece in () if weight is None else weight:
             targets.append(self._layout.empty(terms, self._layout.in_vectors(columns)))
-            self._add(packing.pack_columns, [piece], terms, columns, into=targets[-1])
+            self._add(packing.pack_columns, contiguous(piece), terms, columns, targets[-1])
         return targets
 
     def transposed(self, weight: HostArray | None, columns: int, terms: int) -> list[HostArray]:
@@ -85,12 +98,13 @@ class Packing:
         targets = []
         for piece in () if weight is None else weight:
             targets.append(self._layout.empty(terms, self._layout.in_vectors(columns)))
-            self._add(packing.pack_columns_transposed, [piece], columns, terms, into=targets[-1])
+            source = contiguous(piece)
+            self._add(packing.pack_columns_transposed, source, columns, terms, targets[-1])
         return targets
 
     def finish(self) -> None:
         """Make what was asked for a stage."""
-        self._stages.add("packing", self._parts, *self._arrays)
+        self._stages.add("packing", self._parts, self._scratch, *self._arrays)
 
     def _divide(
         self,
@@ -105,18 +119,30 @@ class Packing:
         weight = contiguous(weight)
         threads = self._stages.crew.threads(PACKING_WORK * into.size)
         for part, (first, last) in enumerate(block_ranges(blocks, threads)):
-            self._add(function, [weight], rows, columns, first, last, into=into, part=part)
+            self._add(function, weight, rows, columns, into, first=first, last=last, part=part)
 
     def _add(
         self,
         function: Any,
-        pieces: list[HostArray | None],
-        *sizes: int,
+        weight: HostArray | None,
+        rows: int,
+        columns: int,
         into: HostArray,
+        *,
+        other: HostArray | None = None,
+        first: int = 0,
+        last: int = 0,
         part: int = 0,
     ) -> None:
-        sources = [None if piece is None else contiguous(piece) for piece in pieces]
-        self._arrays += [*sources, into]
-        places, lanes = [address(source) for source in sources], self._layout.lanes
-        call = kernel(function, lanes), lanes, *places, *sizes, address(into)
+        job = packing.PackingJob(
+            weight=address(weight),
+            other=address(other),
+            rows=rows,
+            columns=columns,
+            first=first,
+            last=last,
+            packed=address(into),
+        )
+        self._arrays += [weight, other, into]
+        call = kernel(function, self._layout.lanes), self._scratch.job(job)
         self._parts[part].append(call)

@@ -1,0 +1,92 @@
+"""Forward sweeps that keep nothing, made once and run again and again on other numbers."""
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+from cupy_lstm.notation import States, layer_shape
+from cupy_lstm.ranges import stage
+from cupy_lstm.simd.forward import ForwardJob
+from cupy_lstm.simd.layout import Layout, address
+from cupy_lstm.simd.sweeps import ForwardSweep
+from cupy_lstm.simd.threads import Crew, Task
+from cupy_lstm.simd.weights import Packed
+from cupy_lstm.steps import Directions
+
+KEPT = 8
+"""Sweeps of different sizes that packed weights remember at once."""
+
+X, Y = (ForwardJob._fields.index(name) for name in ("x", "y"))
+
+
+class ReadySweep:
+    """A sweep over all steps of arrays of one shape, and all the memory it uses. It remembers
+    neither the arrays nor their numbers."""
+
+    def __init__(
+        self,
+        packed: Packed,
+        x: HostArray,
+        y: HostArray,
+        states: States,
+        reverse: Directions,
+        chunk: int,
+        threads: int,
+    ) -> None:
+        T, B = x.shape[:2]
+        layout = Layout(layer_shape(T, B, packed.weights), x.dtype)
+        sweep = ForwardSweep(layout, x, packed, states, None, reverse, range(T), keep=False)
+        self._task = Task(sweep.parts(threads, x, y, None, max(1, min(chunk, T))), sweep)
+        sweep.x = x[:0]
+        H, P = layout.shape.H, layout.shape.P
+        self._layout, self._barriers = layout, sweep.barriers
+        self._before = sweep.h[:, 0, :, :P], sweep.c[:, :, :H]
+        self._after = sweep.h[:, T % 2, :, :P], sweep.c[:, :, :H]
+        self._jobs = [(job, int(job[Y]) - address(y)) for job in sweep.jobs]
+
+    def run(self, crew: Crew, x: HostArray, y: HostArray, states: States) -> States:
+        """Run from these states over x [T,B,I] into y [T,B,D,P]; return the states after it."""
+        h, c = self._before
+        h[...], c[...] = states
+        self._barriers.fill(0)
+        inputs, outputs = address(x), address(y)
+        for job, offset in self._jobs:
+            job[X], job[Y] = inputs, outputs + offset
+        with stage("sweep", self._layout.shape, self._layout.dtype):
+            crew.run(self._task)
+        h, c = self._after
+        return h.copy(), c.copy()
+
+
+def run_ready(
+    packed: Packed,
+    crew: Crew,
+    x: HostArray,
+    y: HostArray,
+    states: States,
+    reverse: Directions,
+    chunk: int,
+) -> States:
+    """Run the sweep for these arrays, made now if none is kept that nobody runs.
+
+    Parameters
+    ----------
+    packed : Packed
+        Keeps the sweeps.
+    x, y : array [T,B,I] and [T,B,D,P]
+        At least one step of one row; the numbers of a row side by side.
+
+    Returns
+    -------
+    tuple of array [D,B,P] and [D,B,H]
+        The states after the last step, new arrays.
+    """
+    threads = crew.threads(x.size // x.shape[2] * packed.products)
+    key = x.shape, x.strides, y.strides, reverse, chunk, threads
+    sweep: ReadySweep | None = packed.ready.pop(key, None)  # nobody else can run it now
+    if sweep is None:
+        sweep = ReadySweep(packed, x, y, states, reverse, chunk, threads)
+    after = sweep.run(crew, x, y, states)
+    if len(packed.ready) >= KEPT:
+        packed.ready.clear()
+    packed.ready[key] = sweep
+    return after
