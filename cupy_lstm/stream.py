@@ -232,9 +232,12 @@ class LSTMStream:
 
     def _checked_inputs(self, inputs: object) -> Array:
         like, B = self._snapshot.like, self.batch
-        if type(inputs) is type(like) is numpy.ndarray and inputs.dtype == like.dtype:
-            if inputs.shape == (B, like.shape[2]):  # as nearly always, and nothing is wrong with it
-                return inputs
+        if (
+            type(inputs) is type(like) is numpy.ndarray
+            and inputs.shape == (B, like.shape[2])
+            and inputs.dtype == like.dtype
+        ):
+            return inputs  # nearly always, and an online step waits for it
         array = array_beside("inputs", inputs, like, "the weights")
         checked_array("inputs", array, like, "the weights", (None,) * array.ndim)
         I = like.shape[2]  # noqa: E741

@@ -34,9 +34,9 @@ def use_threads(monkeypatch, count):
     """Let every call take so many threads, however small; return a list of how many each took."""
     taken, run = [], threads.Crew.run
 
-    def watched(crew, parts, *alive):
-        taken.append(sum(bool(part) for part in parts))
-        run(crew, parts, *alive)
+    def watched(crew, task):
+        taken.append(task.size)
+        run(crew, task)
 
     monkeypatch.setattr(threads, "thread_count", lambda: count)
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)

@@ -1,26 +1,29 @@
 """Threads of the engine simd: how many there are, and that results do not depend on it."""
 
 import dataclasses
-import hashlib
 import signal
 import sys
 import threading
 import time
-from functools import partial
+from types import SimpleNamespace
 
 import numba
 import numpy as np
 import pytest
 from cases import Case, build
 from face import assert_bit_equal
+from numba import types
 from simd_bed import infer, run, run_script, use_threads
 
 from cupy_lstm import engine
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import threads
+from cupy_lstm.simd.barrier import add, current
+from cupy_lstm.simd.compiled import host_lanes
+from cupy_lstm.simd.memory import read, write
+from cupy_lstm.simd.vector import LanesType
 
-ORIGINAL_RUN = threads.Crew.run
 EVERY = ("y", "h", "c", "cells")
 LENGTHS = (9, 1, 8, 0, 5, 9, 2, 9, 3, 4, 6, 7, 9, 9, 1, 2, 9)
 CASES = [
@@ -172,49 +175,137 @@ def test_numba_starts_no_threads_for_being_asked():
 # The crew.
 
 
-def test_parts_run_at_once_each_in_a_thread_of_its_own(monkeypatch):
+def native(function):
+    """Return the address of a kernel of this file."""
+    compiled, kind = numba.njit(nogil=True)(function), LanesType(host_lanes("float32"))
+    signature = types.void(kind, types.int64)
+    compiled.compile(signature)
+    result = compiled.overloads[signature.args]
+    KEPT.append(compiled)
+    return result.library.get_pointer_to_function(result.fndesc.llvm_func_name)
+
+
+KEPT = []  # the code of kernels, and the memory of jobs
+
+
+def job(*words):
+    KEPT.append(np.array(words, "int64"))
+    return KEPT[-1].ctypes.data
+
+
+def numbers(count):
+    """Return zeros that kernels write to, and their address."""
+    array = np.zeros(count, "int64")
+    KEPT.append(array)
+    return array, array.ctypes.data
+
+
+if sys.platform == "win32":
+    pytestmark = pytest.mark.skip(reason="kernels of these tests call usleep, which is POSIX")
+else:
+    usleep = types.ExternalFunction("usleep", types.int32(types.uint32))
+
+
+def _note(lanes, place):
+    """Write a number behind those that are in a log, whose first word counts them."""
+    log, number = read(place), read(place + 8)
+    write(log + 8 + 8 * add(log, 1), number)
+
+
+def _meet(lanes, place):
+    """Wait for others at a counter, up to 30 seconds; set a word if they have not come then."""
+    counter, target, late = read(place), read(place + 8), read(place + 16)
+    add(counter, 1)
+    for _ in range(30_000):
+        if current(counter) >= target:
+            return
+        usleep(1000)
+    write(late, 1)
+
+
+def _sleep(lanes, place):
+    """Wait for some microseconds, then count."""
+    usleep(read(place))
+    add(read(place + 8), 1)
+
+
+def _fail(lanes, place):
+    raise ZeroDivisionError("in a kernel")
+
+
+@pytest.fixture(scope="module")
+def kernels():
+    return SimpleNamespace(
+        note=native(_note), meet=native(_meet), sleep=native(_sleep), fail=native(_fail)
+    )
+
+
+def asleep():
+    """Wait until all workers sleep."""
+    deadline = time.monotonic() + 30
+    while any(worker.waits for worker in threads._workers):
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+
+
+def meeting(kernels, count, times=1):
+    """Return parts that all meet each other, and a word that is set if they did not."""
+    _, place = numbers(1)
+    late, late_place = numbers(1)
+    calls = [(kernels.meet, job(place, count * (k + 1), late_place)) for k in range(times)]
+    return [calls] * count, late
+
+
+def test_parts_run_at_once_each_in_a_thread_of_its_own(kernels, monkeypatch):
     use_threads(monkeypatch, 5)
-    meeting = threading.Barrier(5, timeout=30)
-    with threads.crew() as team:
-        assert team.size == 5
-        for _ in range(50):
-            team.run([[(meeting.wait,)] for _ in range(5)])
+    for sleeping in (True, False):
+        parts, late = meeting(kernels, 5, times=20)
+        with threads.crew() as team:
+            assert team.size == 5
+            if sleeping:
+                asleep()
+            team.run(threads.Task(parts))
+        assert not late
 
 
-def test_calls_of_a_part_are_made_in_order(monkeypatch):
+def test_calls_of_a_part_are_made_in_order_and_again(kernels, monkeypatch):
     use_threads(monkeypatch, 3)
-    made = [[], [], []]
+    logs = [numbers(250) for _ in range(3)]
+    parts = [[(kernels.note, job(place, k)) for k in range(100)] for _, place in logs]
+    task, nothing = threads.Task(parts), threads.Task([[], []])
     with threads.crew() as team:
-        team.run([[(part.append, k) for k in range(100)] for part in made])
-        team.run([[], [(made[0].append, 100)], []])
-        team.run([])
-    assert made == [list(range(101)), list(range(100)), list(range(100))]
+        for _ in range(2):
+            team.run(task)
+            team.run(nothing)
+    assert (task.size, nothing.size) == (3, 0)
+    for log, _ in logs:
+        assert log[:201].tolist() == [200, *range(100), *range(100)]
 
 
-class SlowLock:
-    """A lock whose holder takes a while after giving it back, as a thread does that must wait for
-    the interpreter: what it does then, it does beside the others."""
-
-    def __init__(self):
-        self._lock = threading.Lock()
-        self.acquire, self.release = self._lock.acquire, self._lock.release
-
-    def __enter__(self):
-        self.acquire()
-
-    def __exit__(self, *error):
-        self.release()
-        time.sleep(0.02)
-
-
-def test_one_part_only_says_that_all_are_done(monkeypatch):
-    use_threads(monkeypatch, 4)
-    monkeypatch.setattr(threads, "Lock", SlowLock)
+def test_threads_wait_for_the_next_call_a_while(kernels, monkeypatch):
+    """In the meantime small calls, which wake nobody, take them; and such calls that follow each
+    other closely wake them after all."""
+    small, large = threads.WORTH_A_WAITING_THREAD, threads.WORTH_A_THREAD
+    use_threads(monkeypatch, 2)
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", large)
+    monkeypatch.setattr(threads, "PATIENCE", 10**8)  # seconds
+    parts, late = meeting(kernels, 2)
     with threads.crew() as team:
-        for _ in range(5):
-            team.run([[(int,)]] * 4)
-            time.sleep(0.05)
-            assert all(worker.is_alive() for worker in threads._workers)
+        (worker, *_) = threads._workers
+        asleep()
+        monkeypatch.setattr(threads, "SOON", 0.0)
+        assert [team.threads(work) for work in (small, large - 1, 2 * large)] == [1, 1, 2]
+        assert not worker.waits
+        team.run(threads.Task(parts))
+        assert worker.waits
+        assert [team.threads(work) for work in (small, 2 * small, large - 1)] == [1, 2, 2]
+        monkeypatch.setattr(threads, "PATIENCE", 10**6)
+        asleep()
+        monkeypatch.setattr(threads, "SOON", 60.0)
+        deadline = time.monotonic() + 30
+        while team.threads(2 * small) == 1:
+            assert time.monotonic() < deadline
+    assert not late
 
 
 def test_who_finds_the_crew_taken_works_alone(monkeypatch):
@@ -225,14 +316,15 @@ def test_who_finds_the_crew_taken_works_alone(monkeypatch):
         assert third.size == 3
 
 
-def test_crew_grows_and_shrinks(monkeypatch):
+def test_crew_grows_and_shrinks(kernels, monkeypatch):
     for count in (2, 4, 3):
         with monkeypatch.context() as patch:
             use_threads(patch, count)
-            meeting = threading.Barrier(count, timeout=30)
+            parts, late = meeting(kernels, count)
             with threads.crew() as team:
                 assert team.size == count
-                team.run([[(meeting.wait,)] for _ in range(count)])
+                team.run(threads.Task(parts))
+            assert not late
 
 
 def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
@@ -249,80 +341,71 @@ def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
 
 
 @pytest.mark.parametrize("part", range(3))
-def test_an_error_in_a_part_arrives_when_all_parts_are_done(part, monkeypatch):
+def test_a_kernel_that_fails_is_an_error_when_all_parts_are_done(part, kernels, monkeypatch):
     use_threads(monkeypatch, 3)
-    done = []
-
-    def work(index):
-        if index == part:
-            raise ZeroDivisionError("in a part")
-        time.sleep(0.05)
-        done.append(index)
-
+    done, place = numbers(1)
+    parts = [[(kernels.sleep, job(20_000, place))] for _ in range(3)]
+    parts[part].insert(0, (kernels.fail, 0))
     with threads.crew() as team:
-        with pytest.raises(ZeroDivisionError, match="in a part"):
-            team.run([[(work, index)] for index in range(3)])
-        assert sorted(done) == [index for index in range(3) if index != part]
-        team.run([[(done.append, index)] for index in range(3)])
-    assert len(done) == 5
+        with pytest.raises(RuntimeError, match="a compiled kernel has failed"):
+            team.run(threads.Task(parts))
+        assert done == 3
+        del parts[part][0]
+        team.run(threads.Task(parts))
+    assert done == 6
 
 
 @pytest.mark.skipif(not hasattr(signal, "setitimer"), reason="interrupts by a timer")
 @pytest.mark.parametrize("again", [0, 0.004], ids=["once", "many-times"])
-def test_an_interrupt_waits_for_all_parts(again, monkeypatch):
+def test_an_interrupt_waits_for_all_parts(again, kernels, monkeypatch):
     """They write to memory that is freed as soon as the interrupt goes up."""
     use_threads(monkeypatch, 3)
-    done, interrupts, armed = [], [], False
+    done, place = numbers(1)
+    interrupts, armed = [], False
 
     def interrupt(number, frame):
         if armed:
             interrupts.append(number)
             raise KeyboardInterrupt
 
-    def work(index):
-        time.sleep(0.1)
-        done.append(index)
-
-    # The caller's own part is like a kernel: no Python runs in it, so no interrupt comes up there.
-    digest = partial(hashlib.pbkdf2_hmac, "sha256", b"", b"", 100_000)
-    parts = [[(digest,), (done.append, 0)], [(work, 1)], [(work, 2)]]
-
+    parts = [[(kernels.sleep, job(100_000, place))] for _ in range(3)]
     before = signal.signal(signal.SIGALRM, interrupt)
     try:
-        while len(interrupts) < (10 if again else 3):
-            done.clear()
+        for turn in range(1, 6):
+            if turn % 2:
+                asleep()
             with threads.crew() as team, pytest.raises(KeyboardInterrupt):
+                task = threads.Task(parts)
                 signal.setitimer(signal.ITIMER_REAL, 0.02, again)
                 armed = True
                 try:
-                    team.run(parts)
+                    team.run(task)
                 finally:
                     armed = False
-            assert sorted(done) == [0, 1, 2]
+            assert done == 3 * turn
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+    assert len(interrupts) >= 5
     with threads.crew() as team:
-        team.run([[(done.append, index)] for index in range(3)])  # as before
+        team.run(threads.Task(parts))  # as before
+    assert done == 18
 
 
-def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(monkeypatch):
+@pytest.mark.parametrize("sleeping", [True, False], ids=["sleeping", "waiting"])
+def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(sleeping, kernels, monkeypatch):
     """Those that wait for each other are all made or none, wherever in `run` the interrupt is."""
     use_threads(monkeypatch, 3)
-    meeting = threading.Barrier(3, timeout=30)
-    made, interrupted = [], 0
-
-    def part(index):
-        meeting.wait()
-        time.sleep(0.01)
-        made.append(index)
+    monkeypatch.setattr(threads, "PATIENCE", 10 if sleeping else 10**6)
+    made, place = numbers(1)
+    interrupted = 0
 
     def interrupt_at(line):
         seen = 0
 
         def trace(frame, event, argument):
             nonlocal seen
-            if frame.f_code is not run_code:
+            if frame.f_code is not threads.Task.run.__code__:
                 return None
             seen += event == "line"
             if seen == line:
@@ -332,22 +415,26 @@ def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(monkeypatch)
 
         return trace
 
-    run_code = ORIGINAL_RUN.__code__
-    with threads.crew() as team:
-        for line in range(1, 25):
-            made.clear()
+    for line in range(1, 25):
+        parts, late = meeting(kernels, 3)
+        parts = [[*part, (kernels.sleep, job(0, place))] for part in parts]
+        made[0] = 0
+        with threads.crew() as team:
+            if sleeping:
+                asleep()
             tracing = sys.gettrace()
             sys.settrace(interrupt_at(line))
             try:
-                team.run([[(part, index)] for index in range(3)])
+                team.run(threads.Task(parts))
             except KeyboardInterrupt:
                 interrupted += 1
-                assert sorted(made) in ([], [0, 1, 2])
+                assert made in (0, 3)
             finally:
                 sys.settrace(tracing)
-            made.clear()
-            team.run([[(part, index)] for index in range(3)])
-            assert sorted(made) == [0, 1, 2]
+            assert not late
+            parts, late = meeting(kernels, 3)
+            team.run(threads.Task(parts))
+            assert not late
     assert interrupted >= 8
 
 
@@ -356,6 +443,7 @@ import atexit, threading, time
 import numpy as np
 from cases import Case, build
 from face import assert_bit_equal
+from numba import types
 from simd_bed import infer, run
 
 case = Case("late", T=20, B=64, I=32, H=64)

@@ -343,7 +343,9 @@ class _Tiles:
             apart.append((gradient, target))
         H = layout.shape.H
         if name in ("bias_ih", "bias_hh"):
-            job = packing.PackingJob(address(target), 0, H, 4, 0, 0, address(self.results[d, "bias"]))
+            job = packing.PackingJob(
+                address(target), 0, H, 4, 0, 0, address(self.results[d, "bias"])
+            )
             self.calls.append((kernel(packing.unpack_bias, lanes), self.scratch.job(job)))
             return
         result = self.results[d, name]

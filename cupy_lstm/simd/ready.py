@@ -1,7 +1,5 @@
 """Forward sweeps that keep nothing, made once and run again and again on other numbers."""
 
-import numpy
-
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import States, layer_shape
 from cupy_lstm.ranges import stage
@@ -19,8 +17,10 @@ X, Y = (ForwardJob._fields.index(name) for name in ("x", "y"))
 
 
 class ReadySweep:
-    """A sweep over all steps of arrays of one shape, and all the memory it uses. It remembers
-    neither the arrays nor their numbers."""
+    """A sweep over all steps of arrays of one shape, and all the memory it uses.
+
+    It remembers neither the arrays nor their numbers.
+    """
 
     def __init__(
         self,

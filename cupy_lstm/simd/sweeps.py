@@ -95,7 +95,9 @@ class ForwardSweep:
         outputs = y if has_rows(y) else numpy.empty(y.shape, y.dtype)
         kept = cells if cells is None or has_rows(cells) else numpy.empty(cells.shape, cells.dtype)
         threads = stages.crew.threads(self.work)
-        stages.add("recurrence", self.parts(threads, x, outputs, kept, chunk), self, x, outputs, kept)
+        stages.add(
+            "recurrence", self.parts(threads, x, outputs, kept, chunk), self, x, outputs, kept
+        )
         stages.run()
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
