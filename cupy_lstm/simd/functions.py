@@ -5,15 +5,15 @@ abs(r) <= ln 2 / 2, and p = exp(r) - 1 = r + r^2 q(r)::
 
     exp(x) = 2^n (1 + p)        exp(x) - 1 = 2^n p + (2^n - 1)
 
-    sigmoid(x) = 1 / (1 + e), sigmoid(-x) = e / (1 + e) with e = exp(-x), x >= 0
-    tanh(x) = -tanh(-x) = E / (E + 2) = 1 - 2 / (E + 2) with E = exp(2 x) - 1, x >= 0
+    sigmoid(x) = 1 / (1 + exp(-x))
+    tanh(x) = -tanh(-x) = E / (E + 2) with E = exp(2 x) - 1, x >= 0
 
-The second form of the exponential keeps tanh accurate near zero, the second form of tanh near 1.
-Arguments are limited to where the results no longer change; NaN passes through. A sigmoid below
-the smallest normal number may be zero.
+The second form of the exponential keeps tanh accurate near zero. Arguments are limited to where the
+results no longer change; NaN passes through. A sigmoid below the smallest normal number may be
+zero.
 
-Time goes into waiting for one operation after the other, so the polynomial q is summed in pairs
-(Estrin's scheme).
+Time goes into the number of operations and into waiting for one after the other, so the polynomial
+q is short, and summed in pairs (Estrin's scheme).
 """
 
 import math
@@ -21,24 +21,33 @@ from typing import Any
 
 from numba import njit, types
 from numba.extending import intrinsic, overload
+from numpy.polynomial import chebyshev
 
 from cupy_lstm.simd.vector import (
+    at_least,
     at_most,
     fused,
     magnitude,
     multiply_add,
     power_of_two,
     splat,
-    where_positive,
     with_sign,
 )
 
-# 1/2!, 1/3!, ...: Taylor's series of q, whose first missing term is below a hundredth of a unit in
-# the last place of p.
-_TAIL = {
-    scalar: [1 / math.factorial(k + 2) for k in range(terms)]
-    for scalar, terms in ((types.float32, 7), (types.float64, 12))
-}
+_SERIES = [1 / math.factorial(k + 2) for k in range(12)]
+
+
+def _shortened(terms: int) -> list[float]:
+    """Return a shorter polynomial than the series of q, equal to it at Chebyshev's points."""
+    half = math.log(2) / 2
+    at_points = chebyshev.chebinterpolate(
+        lambda r: sum(a * (half * r) ** k for k, a in enumerate(_SERIES)), terms - 1
+    )
+    return [float(a) / half**k for k, a in enumerate(chebyshev.cheb2poly(at_points))]
+
+
+# What is missing is below a hundredth of a unit in the last place of p.
+_TAIL = {types.float32: _shortened(6), types.float64: _SERIES}
 
 # ln 2 in two parts, the first with so few bits that n times it is exact.
 _HIGH = {types.float32: 0.693359375, types.float64: math.ldexp(round(math.log(2) * 2**32), -32)}
@@ -87,16 +96,16 @@ def _reduce_overload(lanes: Any, x: Any) -> Any:
 
 
 def _limits(x: Any) -> Any:
-    """Return where x of a sigmoid, and 2x of a tanh, can be cut off."""
+    """Return where -x of a sigmoid, on either side, and 2x of a tanh can be cut off."""
 
 
 @overload(_limits)
 def _limits_overload(x: Any) -> Any:
-    # Where 2^n of exp(-x) is zero, n being one below the smallest exponent; and where tanh is 1.
-    zero, flat = (88.0, 20.0) if x.scalar == types.float32 else (709.0, 40.0)
+    # Where 2^n of exp(-x) is infinite, or zero; and where tanh is 1.
+    high, low, flat = (89.0, -88.0, 20.0) if x.scalar == types.float32 else (710.0, -709.0, 40.0)
 
     def implementation(x: Any) -> Any:
-        return zero, flat
+        return high, low, flat
 
     return implementation
 
@@ -104,19 +113,16 @@ def _limits_overload(x: Any) -> Any:
 @njit
 def sigmoid(lanes: Any, x: Any) -> Any:
     """Return 1 / (1 + exp(-x))."""
-    zero, _ = _limits(x)
-    scale, p = _reduce(lanes, 0.0 - at_most(magnitude(x), zero))
-    e = fused(scale, p, scale)
-    return where_positive(x, splat(lanes, 1.0), e) / (e + 1.0)
+    high, low, _ = _limits(x)
+    scale, p = _reduce(lanes, at_least(at_most(0.0 - x, high), low))
+    # Not fused: where the first factor is infinite the second must have its sign.
+    return 1.0 / (1.0 + scale * (1.0 + p))
 
 
 @njit
 def tanh(lanes: Any, x: Any) -> Any:
     """Return the hyperbolic tangent."""
-    _, flat = _limits(x)
+    _, _, flat = _limits(x)
     scale, p = _reduce(lanes, at_most(magnitude(x + x), flat))
     e = fused(scale, p, scale - 1.0)
-    two = splat(lanes, 2.0)
-    above_half = e - two
-    quotient = where_positive(above_half, two, e) / (e + two)
-    return with_sign(where_positive(above_half, 1.0 - quotient, quotient), x)
+    return with_sign(e / (e + 2.0), x)

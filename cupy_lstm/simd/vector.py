@@ -236,14 +236,14 @@ def at_most(context: Any, value: Any, limit: Any) -> Any:
 
 
 @intrinsic
-def where_positive(context: Any, sign: Any, positive: Any, other: Any) -> Any:
-    """Return the numbers of one vector where `sign` is above zero, else those of the other."""
+def at_least(context: Any, value: Any, limit: Any) -> Any:
+    """Return the vector with smaller numbers brought up to a limit, NaN left as it is."""
 
     def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
-        above = builder.fcmp_ordered(">", operands[0], sign.constant(0.0))
-        return builder.select(above, operands[1], operands[2])
+        bound = splat_number(builder, value, operands[1])
+        return builder.select(builder.fcmp_ordered(">", bound, operands[0]), bound, operands[0])
 
-    return sign(sign, sign, sign), lower
+    return value(value, types.float64), lower
 
 
 @intrinsic
