@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from cases import build, forward, make_lstm, run_face
 
 import cupy_lstm
@@ -13,6 +14,7 @@ from cupy_lstm.simd import layout, threads
 
 PACKAGE = Path(cupy_lstm.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parent
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
 SECONDS = 60
 """After which a script that should have ended is taken to hang."""
 

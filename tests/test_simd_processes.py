@@ -4,9 +4,7 @@ import os
 import sys
 
 import pytest
-from simd_bed import run_script
-
-needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
+from simd_bed import needs_fork, run_script
 
 COMMON = """
 import os, signal, sys, threading

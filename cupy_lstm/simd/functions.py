@@ -21,7 +21,7 @@ from typing import Any
 
 from numba import njit, types
 from numba.extending import intrinsic, overload
-from numpy.polynomial import chebyshev
+from numpy.polynomial import chebyshev, polynomial
 
 from cupy_lstm.simd.vector import (
     at_least,
@@ -40,10 +40,10 @@ _SERIES = [1 / math.factorial(k + 2) for k in range(12)]
 def _shortened(terms: int) -> list[float]:
     """Return a shorter polynomial than the series of q, equal to it at Chebyshev's points."""
     half = math.log(2) / 2
-    at_points = chebyshev.chebinterpolate(
-        lambda r: sum(a * (half * r) ** k for k, a in enumerate(_SERIES)), terms - 1
-    )
-    return [float(a) / half**k for k, a in enumerate(chebyshev.cheb2poly(at_points))]
+    scaled = [a * half**k for k, a in enumerate(_SERIES)]
+    points = chebyshev.chebpts1(terms)
+    through = chebyshev.chebfit(points, polynomial.polyval(points, scaled), terms - 1)
+    return [float(a) / half**k for k, a in enumerate(chebyshev.cheb2poly(through))]
 
 
 # What is missing is below a hundredth of a unit in the last place of p.

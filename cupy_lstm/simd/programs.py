@@ -62,18 +62,17 @@ def begin(task: int) -> int:
     """
     if read(task + GIVEN) == 0:
         write(task + GIVEN, 1)
-        asleep = 0
         for k in range(read(task + WORKERS)):
             place = task + PLACES + 16 * k
             box = read(place)
             write(box + BOX_TASK, task)
             write(box + BOX_PROGRAM, read(place + 8))
             if exchange(box + STATE, WORKS) == SLEEPS:
-                asleep += 1
-        write(task + ASLEEP, asleep)
-    if read(task + ASLEEP) == 0:
+                write(task + ASLEEP, read(task + ASLEEP) + 1)
+    asleep: int = read(task + ASLEEP)
+    if asleep == 0:
         finish(task)
-    return read(task + ASLEEP)
+    return asleep
 
 
 @njit(nogil=True)

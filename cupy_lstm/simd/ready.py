@@ -1,5 +1,7 @@
 """Forward sweeps that keep nothing, made once and run again and again on other numbers."""
 
+import numpy
+
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import States, layer_shape
 from cupy_lstm.ranges import stage
@@ -36,7 +38,7 @@ class ReadySweep:
         layout = Layout(layer_shape(T, B, packed.weights), x.dtype)
         sweep = ForwardSweep(layout, x, packed, states, None, reverse, range(T), keep=False)
         self._task = Task(sweep.parts(threads, x, y, None, max(1, min(chunk, T))), sweep)
-        sweep.x = x[:0]
+        sweep.x = numpy.empty((0, *x.shape[1:]), x.dtype)
         H, P = layout.shape.H, layout.shape.P
         self._layout, self._barriers = layout, sweep.barriers
         self._before = sweep.h[:, 0, :, :P], sweep.c[:, :, :H]

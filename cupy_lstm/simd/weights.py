@@ -16,6 +16,16 @@ PACKING_WORK = 20
 """Multiply-adds that take as long as packing a number."""
 
 
+class Sweeps(dict[Any, Any]):
+    """Sweeps by what they are for. A copy is empty: they hold addresses of their own memory."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Sweeps":
+        return Sweeps()
+
+    def __reduce__(self) -> tuple[type["Sweeps"], tuple[()]]:
+        return Sweeps, ()
+
+
 @dataclass
 class Packed:
     """Weights of a layer, packed for the forward sweep; lists have an entry a direction.
@@ -26,8 +36,8 @@ class Packed:
         The weights as they were given.
     weight_ho : list of array
         Empty without a projection.
-    ready : dict
-        Sweeps that have these weights, for `cupy_lstm.simd.ready`.
+    ready : Sweeps
+        Those that have these weights, for `cupy_lstm.simd.ready`.
     """
 
     weights: LayerWeights
@@ -35,7 +45,7 @@ class Packed:
     weight_hh: list[HostArray]
     weight_ho: list[HostArray]
     bias: list[HostArray]
-    ready: dict[Any, Any] = field(default_factory=dict, repr=False)
+    ready: Sweeps = field(default_factory=Sweeps, repr=False)
 
     @property
     def products(self) -> int:
