@@ -4,6 +4,7 @@ import copy
 import gc
 import os
 import pickle
+import signal
 import threading
 import weakref
 
@@ -182,6 +183,7 @@ def test_a_forked_child_runs_them_with_threads_of_its_own(monkeypatch):
     expected = run(packed, x, states)
     child = os.fork()
     if not child:
+        signal.alarm(30)
         same = all(
             a.tobytes() == b.tobytes()
             for a, b in zip(run(packed, x, states), expected, strict=True)
@@ -190,3 +192,18 @@ def test_a_forked_child_runs_them_with_threads_of_its_own(monkeypatch):
     _, status = os.waitpid(child, 0)
     assert status == 0
     assert_equal(run(packed, x, states), expected)
+
+
+def test_calls_with_lengths_cells_or_a_range_of_steps_keep_none():
+    packed = simd.prepare(make_weights(11, H, 1))
+    x, states = inputs(0, 6, 4, 11, H, 1)
+    lengths, common = np.array([6, 0, 3, 6]), {"reverse": (False,), "keep": False, "chunk": 3}
+    y, cells = np.zeros((2, 6, 4, 1, H), "float32")
+    (h, _), _ = simd.forward(x, packed, states, lengths, y=y, **common)
+    assert np.array_equal(h[0, 2], y[2, 2, 0])
+    assert not y[3:, 2].any()
+    (_, c), _ = simd.forward(x, packed, states, None, y=y, cells=cells, **common)
+    assert np.array_equal(c[0], cells[5, :, 0])
+    (h, _), _ = simd.forward(x, packed, states, None, y=y, steps=range(2), **common)
+    assert np.array_equal(h[0], y[1, :, 0])
+    assert not packed.ready

@@ -54,15 +54,10 @@ def forward(
     serves the next one of its sizes, too. The results do not depend on the number of threads.
     """
     with crew() as team:
-        if (
-            isinstance(weights, Packed)
-            and not keep
-            and (lengths, cells, steps) == (None, None, None)
-            and x.size
-            and has_rows(x)
-            and has_rows(y)
-        ):
-            return run_ready(weights, team, x, y, states, reverse, chunk), None
+        if isinstance(weights, Packed) and not keep:
+            whole = lengths is None and cells is None and steps is None
+            if whole and x.size and has_rows(x) and has_rows(y):
+                return run_ready(weights, team, x, y, states, reverse, chunk), None
         T, B = x.shape[:2]
         given = weights.weights if isinstance(weights, Packed) else weights
         stages = Stages(Layout(layer_shape(T, B, given), x.dtype), team)
