@@ -11,7 +11,7 @@ from types import ModuleType
 from typing import Any
 
 from cupy_lstm import engines, recompute
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, array_module, dtype_name
 from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
@@ -108,11 +108,12 @@ def forward(
     xp, (T, B) = array_module(x), x.shape[:2]
     h, c = xp.empty_like(states[0]), xp.empty_like(states[1])
     tape, device = Tape([], dropout), facts_for(xp.__name__)
+    dtype = dtype_name(x.dtype)
     every = checkpoint_every if keep else None
     for layer, weights in enumerate(layers):
         last = layer == len(layers) - 1
         shape = layer_shape(T, B, weights)
-        plan = plan_sweep(shape, x.dtype.name, xp.__name__, keep, engine, device)
+        plan = plan_sweep(shape, dtype, xp.__name__, keep, engine, device)
         runner = engines.load(plan.engine)
         if layer > 0 and dropout is not None:
             # The output of the layer below is nobody else's: its engine does not keep it.

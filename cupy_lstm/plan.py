@@ -5,7 +5,7 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from cupy_lstm.checks import checked_choice
 from cupy_lstm.cost import Cost, step_cost, stepwise_seconds
@@ -66,6 +66,9 @@ from Python. One step is its own even where the engine persistent could serve.""
 STEP_PRODUCTS = 2**29
 """Multiplications of a step up to which the engine single is chosen; beyond it the products of
 cuBLAS are worth their launches. A choice, not a measurement: 18 us at 60 TFLOP/s."""
+
+PLANS_KEPT = 1024
+"""Plans that are remembered: calls of a few shapes, over and over, need not plan each time."""
 
 NO_TAPE = "it keeps nothing for a backward pass: call inside `with cupy_lstm.no_grad():`"
 
@@ -175,6 +178,7 @@ def why_not(engine: str, module: str, missing: str | None = None) -> str:
     return ""
 
 
+@lru_cache(PLANS_KEPT)
 def plan_sweep(
     shape: Shape,
     dtype: str,

@@ -125,6 +125,7 @@ class LayerParameters:
             )
         self.suffixes = tuple(suffixes)
         self.kinds: PerWeight[Any] = PerWeight(*kinds)
+        self._buffers: list[Buffer | None] = [None if p is None else p[0].buffer for p in kinds]
 
     def named(self) -> dict[str, Parameter | None]:
         """Return the parameters by name, direction by direction; None for an absent bias."""
@@ -137,7 +138,7 @@ class LayerParameters:
 
     def arrays(self) -> LayerWeights:
         """Return the weights, the directions stacked in front."""
-        return LayerWeights(*(None if p is None else p[0].buffer.data for p in self.kinds))
+        return LayerWeights(*[None if b is None else b.data for b in self._buffers])
 
     def wanted(self) -> Wanted:
         """Return whose gradients are wanted: those of the trainable parameters."""
@@ -161,7 +162,7 @@ class LayerParameters:
 
     def versions(self) -> tuple[int, ...]:
         """Return the versions of all buffers; they differ after any change of a weight."""
-        return tuple(p[0].buffer.version for p in self.kinds if p is not None)
+        return tuple([b.version for b in self._buffers if b is not None])
 
 
 def versions(layers: Sequence[LayerParameters]) -> list[tuple[int, ...]]:
