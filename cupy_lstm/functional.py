@@ -147,6 +147,7 @@ def run_forward(
     check_lengths: bool,
     checkpoint_every: int | None,
     keep: bool,
+    prepared: network.Prepared | None = None,
 ) -> tuple[Any, ...]:
     """Do what `lstm_forward` does, with weights and options that are known to fit.
 
@@ -154,6 +155,8 @@ def run_forward(
     ----------
     keep : bool
         Whether to return a tape.
+    prepared : callable, optional
+        Returns the weights as an engine has prepared them; see `cupy_lstm.network.forward`.
 
     Other Parameters
     ----------------
@@ -201,6 +204,7 @@ def run_forward(
             keep=keep,
             engine=forced_engine(),
             checkpoint_every=checkpoint_every,
+            prepared=prepared,
         )
     kept = None if tape is None else Tape(x, weights, reverse, time_major, tape)
     if return_cells:

@@ -6,6 +6,8 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import numpy
+
 from cupy_lstm.backend import Array
 from cupy_lstm.checks import (
     checked_boolean,
@@ -263,6 +265,10 @@ class LSTM(RecordedLayer):
         ValueError
             If shapes, dtypes or lengths do not fit.
         """
+        keep = is_recording()
+        if keep:
+            for layer in self._layers:
+                layer.prepared.drop_stale()
         with self._next_dropout() as dropout:
             *results, tape = run_forward(
                 inputs,
@@ -275,7 +281,8 @@ class LSTM(RecordedLayer):
                 return_cells=return_cells,
                 check_lengths=check_lengths,
                 checkpoint_every=self._checkpoint_every,
-                keep=is_recording(),
+                keep=keep,
+                prepared=None if keep else self._prepared,
             )
         if tape is None:
             self._recorder.clear()
@@ -362,6 +369,10 @@ class LSTM(RecordedLayer):
             )
         return LSTMStream(self._layers, checked_integer("batch", batch), self.time_major)
 
+    def _prepared(self, layer: int, engine: ModuleType) -> Any:
+        parameters = self._layers[layer]
+        return parameters.prepared.of(engine, parameters.arrays)
+
     def _next_dropout(self) -> AbstractContextManager[Dropout | None]:
         """Return a context that gives a call its mask; None where nothing is dropped."""
         drops = self.training and self._dropout > 0 and self.num_layers > 1
@@ -412,6 +423,11 @@ class LSTM(RecordedLayer):
 
     def flatten_parameters(self) -> None:
         """Do nothing: the weights of a layer already lie in contiguous memory."""
+
+    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
+        super()._set_place(name, dtype)
+        for layer in self._layers:
+            layer.prepared.drop()
 
     def _aliases(self, prefix: str = "") -> dict[str, str]:
         cells = ["cell"] if self.num_directions == 1 else ["cell_fw", "cell_bw"]

@@ -19,6 +19,9 @@ from cupy_lstm.plan import plan_sweep
 from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions, Tapes
 
+Prepared = Callable[[int, ModuleType], Any]
+"""Returns the weights of a layer as an engine has prepared them."""
+
 
 @dataclass
 class LayerTape:
@@ -70,6 +73,7 @@ def forward(
     keep: bool,
     engine: str,
     checkpoint_every: int | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[States, Tape | None]:
     """Run all layers forward.
 
@@ -97,6 +101,9 @@ def forward(
         Name of the engine to use, or ``"auto"``.
     checkpoint_every : int, optional
         A tape keeps only the states before every so many steps; `cupy_lstm.recompute`.
+    prepared : callable, optional
+        Without a tape: called with a layer's number and its engine, returns what the engine is
+        given for the weights. Default: the weights.
 
     Returns
     -------
@@ -128,7 +135,7 @@ def forward(
         with stage("layer", shape, x.dtype, layer):
             (h[rows], c[rows]), kept = run(
                 x,
-                weights,
+                weights if prepared is None else prepared(layer, runner),
                 (states[0][rows], states[1][rows]),
                 lengths,
                 reverse=reverse,
