@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from face import flat_equal, normal
 
-from cupy_lstm import LSTM, SGD, buffer, no_grad
+from cupy_lstm import LSTM, SGD, buffer, lstm_forward, no_grad
 from cupy_lstm.buffer import Buffer
 from cupy_lstm.engines import simd
 
@@ -502,3 +502,37 @@ def test_threads_that_borrow_at_once_have_one_loan(monkeypatch):
     assert borrower.loans == 1
     views.clear()
     assert not borrower.is_lent()
+
+
+CALLS = {
+    "lengths": {"sequence_length": [T, 0, 2]},
+    "cells": {"return_cells": True},
+    "states": {"initial_states": (normal(4, B, P, seed=3), normal(4, B, H, seed=4))},
+    "no-steps": {"T": 0},
+    "no-rows": {"B": 0},
+    "one-step": {"T": 1},
+    "all": {
+        "sequence_length": [1, T, 2],
+        "return_cells": True,
+        "initial_states": (normal(4, B, P, seed=3), normal(4, B, H, seed=4)),
+    },
+}
+
+
+@pytest.mark.parametrize("checkpoint_every", [None, 2])
+@pytest.mark.parametrize("time_major", [False, True])
+@pytest.mark.parametrize("call", CALLS)
+def test_every_kind_of_call_takes_prepared_weights(call, time_major, checkpoint_every, prepared):
+    lstm = make(time_major=time_major, checkpoint_every=checkpoint_every)
+    sizes = {"T": T, "B": B} | {k: v for k, v in CALLS[call].items() if k in ("T", "B")}
+    options = {k: v for k, v in CALLS[call].items() if k not in sizes}
+    steps, batch = sizes["T"], sizes["B"]
+    x = normal(*((steps, batch) if time_major else (batch, steps)), I)
+    weights = [layer.arrays() for layer in lstm._layers]
+    with no_grad():
+        *expected, _ = lstm_forward(
+            x, weights, reverse=(False, True), time_major=time_major, **options
+        )
+        for _ in range(3):
+            assert flat_equal(lstm(x, **options), expected)
+    assert len(prepared) == 2
