@@ -41,6 +41,8 @@ class Buffer:
     version : int
         Counts the changes made through `Parameter`, so that a tape can tell that its weights
         are no longer those of its forward.
+    moves : int
+        Counts the changes of place or dtype.
     loans : int
         Counts how often `lend` has given the weights away while nobody had them.
     """
@@ -49,6 +51,7 @@ class Buffer:
         self.data = data
         self.gradient: Array | None = None
         self.version = 0
+        self.moves = 0
         self.loans = 0
         self._lent: weakref.ref[HostArray] | None = None
 
@@ -103,6 +106,7 @@ class Buffer:
         """Take over the arrays of another buffer."""
         if self.data is not other.data:
             self.data, self._lent = other.data, None
+            self.moves += 1
         self.gradient = other.gradient
         self.version += 1
 

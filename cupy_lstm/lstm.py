@@ -1,7 +1,7 @@
 """The LSTM as a layer: the interface of `paddle.nn.LSTM` over `cupy_lstm.functional`."""
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -25,9 +25,11 @@ from cupy_lstm.dropout import Dropout
 from cupy_lstm.explain import explain_plan
 from cupy_lstm.functional import checked_upstream, run_backward, run_forward
 from cupy_lstm.modes import first_row, forced_engine, is_recording
+from cupy_lstm.notation import LayerWeights
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.stream import LSTMStream
+from cupy_lstm.weight_checks import checked_weights
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
 
 _NO_DROPOUT = nullcontext()
@@ -166,6 +168,7 @@ class LSTM(RecordedLayer):
             )
             for k in range(self.num_layers)
         ]
+        self._checked_moves = [layer.moves() for layer in self._layers]
         self._absent: list[str] = []
         for layer in self._layers:
             vars(self).update(layer.named())
@@ -272,7 +275,7 @@ class LSTM(RecordedLayer):
         with self._next_dropout() as dropout:
             *results, tape = run_forward(
                 inputs,
-                [layer.arrays() for layer in self._layers],
+                self._weights(),
                 initial_states,
                 sequence_length,
                 reverse=self._reverse,
@@ -369,7 +372,20 @@ class LSTM(RecordedLayer):
             )
         return LSTMStream(self._layers, checked_integer("batch", batch), self.time_major)
 
+    def _weights(self) -> Sequence[LayerWeights]:
+        """Return the weights; they need a check only if one of them may have moved alone.
+
+        It does so as a parameter of another layer, which shares it.
+        """
+        moves = [layer.moves() for layer in self._layers]
+        weights = [layer.arrays() for layer in self._layers]
+        if moves != self._checked_moves:
+            checked_weights(weights, self.num_directions)
+            self._checked_moves = moves
+        return weights
+
     def _prepared(self, layer: int, engine: ModuleType) -> Any:
+        """Return the weights of a layer as an engine takes them in inference."""
         parameters = self._layers[layer]
         return parameters.prepared.of(engine, parameters.arrays)
 

@@ -47,7 +47,10 @@ class Memory:
         self._version = parameter.version
 
     def weight(self) -> Array:
-        """Return what an update changes: the master where there is one, else the weight."""
+        """Return what an update changes: the master where there is one, else the weight.
+
+        The weight is borrowed, so that an update that is interrupted does not go unnoticed.
+        """
         master = self.arrays.get("master")
         if master is None:
             return self.parameter.data

@@ -141,9 +141,10 @@ class Parameter:
         """The weight itself, a live view.
 
         Assigning copies the values in (shape and dtype checked) and tells a kept tape that the
-        weights changed. Writing into the view (``p.data[...] = 0``) is allowed and not noticed.
-        As long as the view, or one made of it, is there, calls without a tape keep nothing that
-        is made of the weights; an address taken from it is good no longer than that.
+        weights changed. Writing into the view (``p.data[...] = 0``) is allowed: the next call sees
+        it, a kept tape does not notice. On the host no call without a tape keeps what an engine
+        makes of the weights while the view, or a view of it, exists; afterwards an address that
+        was taken from it must not be written to.
         """
         return self.buffer.lend()[self.index]
 
@@ -264,7 +265,7 @@ class Parameter:
             As `check_value`; nothing is written then.
         """
         array = self.check_value(value)
-        weight = self.data
+        weight = self.data  # borrowed: a write that is interrupted does not go unnoticed
         with on_device_of(weight):
             weight[...] = array_module(weight).asarray(array)
         self.mark_changed()

@@ -146,7 +146,7 @@ class LayerParameters:
 
     def arrays(self) -> LayerWeights:
         """Return the weights, the directions stacked in front."""
-        return LayerWeights(*[None if b is None else b.data for b in self._buffers])
+        return PerWeight(*[None if b is None else b.data for b in self._buffers])
 
     def wanted(self) -> Wanted:
         """Return whose gradients are wanted: those of the trainable parameters."""
@@ -171,6 +171,10 @@ class LayerParameters:
     def versions(self) -> tuple[int, ...]:
         """Return the versions of all buffers; they differ after any change of a weight."""
         return tuple([b.version for b in self._buffers if b is not None])
+
+    def moves(self) -> tuple[int, ...]:
+        """Return how often each buffer has changed its place or dtype."""
+        return tuple([b.moves for b in self._buffers if b is not None])
 
 
 def versions(layers: Sequence[LayerParameters]) -> list[tuple[int, ...]]:
