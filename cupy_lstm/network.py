@@ -15,7 +15,7 @@ from cupy_lstm.backend import Array, array_module, dtype_name
 from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
-from cupy_lstm.plan import plan_sweep
+from cupy_lstm.plan import remembered_plan
 from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions, Tapes
 
@@ -120,7 +120,7 @@ def forward(
     for layer, weights in enumerate(layers):
         last = layer == len(layers) - 1
         shape = layer_shape(T, B, weights)
-        plan = plan_sweep(shape, dtype, xp.__name__, keep, engine, device)
+        plan = remembered_plan(shape, dtype, xp.__name__, keep, engine, device)
         runner = engines.load(plan.engine)
         if layer > 0 and dropout is not None:
             # The output of the layer below is nobody else's: its engine does not keep it.

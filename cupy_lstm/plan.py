@@ -178,7 +178,6 @@ def why_not(engine: str, module: str, missing: str | None = None) -> str:
     return ""
 
 
-@lru_cache(PLANS_KEPT)
 def plan_sweep(
     shape: Shape,
     dtype: str,
@@ -244,6 +243,19 @@ def plan_sweep(
         engine, reason = best, REASONS[best if launch is None else launch.tier]
     steps, workspace = _chunk(engine, shape, dtype, module, training, launch)
     return Plan(engine, steps, workspace, reason, shape, dtype, training, device, launch)
+
+
+@lru_cache(PLANS_KEPT)
+def remembered_plan(
+    shape: Shape,
+    dtype: str,
+    module: str,
+    training: bool,
+    forced: str,
+    device: DeviceFacts | None,
+) -> Plan:
+    """Return what `plan_sweep` does, at once where it has been asked before."""
+    return plan_sweep(shape, dtype, module, training, forced, device)
 
 
 def _is_small(shape: Shape) -> bool:

@@ -29,11 +29,11 @@ def stepwise():
 @pytest.fixture(autouse=True)
 def _plans_are_made_anew():
     """What a test patches in `cupy_lstm.plan` shows in its plans, and in those of no other test."""
-    from cupy_lstm.plan import plan_sweep
+    from cupy_lstm.plan import remembered_plan
 
-    plan_sweep.cache_clear()
+    remembered_plan.cache_clear()
     yield
-    plan_sweep.cache_clear()
+    remembered_plan.cache_clear()
 
 
 def pytest_report_header():
