@@ -7,6 +7,7 @@ array of CuPy cannot exist before its module does.
 
 import sys
 from contextlib import AbstractContextManager, nullcontext
+from functools import cache
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -218,6 +219,12 @@ def require_current_device(array: Array, owner: str) -> None:
 def on_device_of(array: Array) -> AbstractContextManager[object]:
     """Return a context in which the device of `array` is CuPy's current one."""
     return nullcontext() if isinstance(array, numpy.ndarray) else array.device
+
+
+@cache
+def dtype_name(dtype: "numpy.dtype[Any]") -> str:
+    """Return the name of a dtype, which NumPy makes anew each time it is asked."""
+    return str(dtype.name)
 
 
 def sum_dtype(dtype: "numpy.dtype[Any]") -> "numpy.dtype[Any]":

@@ -21,6 +21,9 @@ from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions
 from cupy_lstm.weight_checks import check_targets, checked_reverse, checked_weights
 
+Upstream = tuple[Array | None, tuple[Array | None, Array | None], Array | None]
+"""The gradients a backward pass starts from: of the outputs, the final states and the cells."""
+
 
 @dataclass
 class Tape:
@@ -116,7 +119,51 @@ def lstm_forward(
     weights = checked_weights(weights, len(reverse))
     if dropout is not None and not isinstance(dropout, Dropout):
         raise TypeError(f"dropout must be a Dropout or None, received {type(dropout).__name__}")
-    checkpoint_every = checked_optional_integer("checkpoint_every", checkpoint_every)
+    return run_forward(
+        inputs,
+        weights,
+        initial_states,
+        sequence_length,
+        reverse=reverse,
+        time_major=time_major,
+        dropout=dropout,
+        return_cells=return_cells,
+        check_lengths=check_lengths,
+        checkpoint_every=checked_optional_integer("checkpoint_every", checkpoint_every),
+        keep=is_recording(),
+    )
+
+
+def run_forward(
+    inputs: Array,
+    weights: Sequence[LayerWeights],
+    initial_states: tuple[Array, Array] | None,
+    sequence_length: Any,
+    *,
+    reverse: Directions,
+    time_major: bool,
+    dropout: Dropout | None,
+    return_cells: bool,
+    check_lengths: bool,
+    checkpoint_every: int | None,
+    keep: bool,
+    prepared: network.Prepared | None = None,
+) -> tuple[Any, ...]:
+    """Do what `lstm_forward` does, with weights and options that are known to fit.
+
+    Parameters
+    ----------
+    keep : bool
+        Whether to return a tape.
+    prepared : callable, optional
+        Returns the weights as an engine has prepared them; see `cupy_lstm.network.forward`.
+
+    Other Parameters
+    ----------------
+    inputs, weights, initial_states, sequence_length, reverse, time_major, dropout, return_cells,
+    check_lengths, checkpoint_every
+        As of `lstm_forward`; inputs, states and lengths are checked here.
+    """
     reference = weights[0].weight_ih
     require_current_device(reference, "the weights")
     I = reference.shape[2]  # noqa: E741
@@ -144,7 +191,6 @@ def lstm_forward(
 
     outputs = _empty(x, D * P, time_major, x.dtype)
     cells = _empty(x, D * H, time_major, sums) if return_cells else None
-    keep = is_recording()
     with stage("forward" if keep else "inference"):
         final_states, tape = network.forward(
             x,
@@ -158,6 +204,7 @@ def lstm_forward(
             keep=keep,
             engine=forced_engine(),
             checkpoint_every=checkpoint_every,
+            prepared=prepared,
         )
     kept = None if tape is None else Tape(x, weights, reverse, time_major, tape)
     if return_cells:
@@ -213,10 +260,8 @@ def lstm_backward(
     TypeError, ValueError
         If a gradient has the wrong device, dtype or shape; the tape is still good then.
     """
-    doutputs, (dh, dc), dcells = checked_upstream(tape, doutputs, dfinal_states, dcells)
-    x, D = tape.x, len(tape.reverse)
-    (T, B, _), xp = x.shape, array_module(x)
-    rows = (T, B) if tape.time_major else (B, T)
+    upstream = checked_upstream(tape, doutputs, dfinal_states, dcells)
+    x, xp = tape.x, array_module(tape.x)
     if wanted is None:
         wanted = [_for_each_weight(weights, lambda _: slice(None)) for weights in tape.weights]
     if gradients is None:
@@ -225,6 +270,31 @@ def lstm_backward(
             for weights in tape.weights
         ]
     check_targets(tape.weights, wanted, gradients)
+    dinputs, dinitial_states = run_backward(
+        tape,
+        upstream,
+        wanted=wanted,
+        inputs_wanted=inputs_wanted,
+        gradients=gradients,
+        layer_done=layer_done,
+    )
+    return dinputs, dinitial_states, gradients
+
+
+def run_backward(
+    tape: Tape,
+    upstream: Upstream,
+    *,
+    wanted: Sequence[Wanted],
+    gradients: Sequence[LayerGradients],
+    inputs_wanted: bool = True,
+    layer_done: Callable[[int], None] | None = None,
+) -> tuple[Array | None, tuple[Array, Array]]:
+    """Do what `lstm_backward` does, with what `checked_upstream` returned and fitting gradients."""
+    doutputs, (dh, dc), dcells = upstream
+    x, D = tape.x, len(tape.reverse)
+    (T, B, _), xp = x.shape, array_module(x)
+    rows = (T, B) if tape.time_major else (B, T)
     dinputs = xp.zeros((*rows, x.shape[2]), x.dtype) if inputs_wanted else None
     tape.used = True
     with stage("backward"):
@@ -240,7 +310,7 @@ def lstm_backward(
         )
     # Summed in float32 for half types, and returned in the dtypes of the states.
     dh0, dc0 = dinitial_states
-    return dinputs, (dh0.astype(x.dtype, copy=False), dc0), gradients
+    return dinputs, (dh0.astype(x.dtype, copy=False), dc0)
 
 
 def checked_upstream(
@@ -248,7 +318,7 @@ def checked_upstream(
     doutputs: Array | None,
     dfinal_states: tuple[Array | None, Array | None] | None,
     dcells: Array | None,
-) -> tuple[Array | None, tuple[Array | None, Array | None], Array | None]:
+) -> Upstream:
     """Return the gradients a backward pass starts from, checked as `lstm_backward` says."""
     if not isinstance(tape, Tape):
         raise TypeError(

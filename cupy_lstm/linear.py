@@ -11,12 +11,13 @@ from cupy_lstm.backend import (
     require_current_device,
     sum_dtype,
 )
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.checks import checked_array, checked_integer, checked_name, seeded_generator
 from cupy_lstm.gemm import matmul
 from cupy_lstm.initializer import Constant, Fans, Initializer, XavierUniform
 from cupy_lstm.interchange import array_beside
 from cupy_lstm.modes import is_recording
-from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
+from cupy_lstm.parameter import ParamAttr, Parameter, drawn_value
 from cupy_lstm.recorder import RecordedLayer
 
 
@@ -120,7 +121,7 @@ class Linear(RecordedLayer):
         ValueError
             If its dtype or its last axis does not fit.
         """
-        weight = self.weight.data
+        weight = self.weight.row
         require_current_device(weight, "the weights")
         x = array_beside("x", x, weight, "the weights")
         checked_array("x", x, weight, "the weights", (*x.shape[:-1], self.in_features))
@@ -128,7 +129,7 @@ class Linear(RecordedLayer):
         y = array_module(x).empty((len(rows), self.out_features), x.dtype)
         matmul(rows[None], weight[None], out=y[None])
         if self.bias is not None:
-            y += self.bias.data
+            y += self.bias.row
         self._recorder.keep(x if is_recording() else None, self.weight.buffer.version)
         return y.reshape(*x.shape[:-1], self.out_features)
 
@@ -153,7 +154,7 @@ class Linear(RecordedLayer):
             If `dy` does not fit; nothing changes then and `backward` can be called again.
         """
         x = self._recorder.current(self.weight.buffer.version)
-        weight = self.weight.data
+        weight = self.weight.row
         require_current_device(weight, "the weights")
         dy = checked_array("dy", dy, weight, "the weights", (*x.shape[:-1], self.out_features))
         xp, sums = array_module(x), sum_dtype(x.dtype)

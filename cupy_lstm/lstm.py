@@ -1,12 +1,14 @@
 """The LSTM as a layer: the interface of `paddle.nn.LSTM` over `cupy_lstm.functional`."""
 
 import secrets
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from cupy_lstm.backend import Array, require_current_device
+import numpy
+
+from cupy_lstm.backend import Array
 from cupy_lstm.checks import (
     checked_boolean,
     checked_direction,
@@ -21,12 +23,16 @@ from cupy_lstm.checks import (
 from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.explain import explain_plan
-from cupy_lstm.functional import lstm_backward, lstm_forward
+from cupy_lstm.functional import checked_upstream, run_backward, run_forward
 from cupy_lstm.modes import first_row, forced_engine, is_recording
+from cupy_lstm.notation import LayerWeights
 from cupy_lstm.parameter import Parameter
 from cupy_lstm.recorder import RecordedLayer
 from cupy_lstm.stream import LSTMStream
+from cupy_lstm.weight_checks import checked_weights
 from cupy_lstm.weights import LayerParameters, attributes, require_unique_names, versions
+
+_NO_DROPOUT = nullcontext()
 
 
 class LSTM(RecordedLayer):
@@ -162,6 +168,7 @@ class LSTM(RecordedLayer):
             )
             for k in range(self.num_layers)
         ]
+        self._checked_moves = [layer.moves() for layer in self._layers]
         self._absent: list[str] = []
         for layer in self._layers:
             vars(self).update(layer.named())
@@ -261,20 +268,29 @@ class LSTM(RecordedLayer):
         ValueError
             If shapes, dtypes or lengths do not fit.
         """
+        keep = is_recording()
+        if keep:
+            for layer in self._layers:
+                layer.prepared.drop_stale()
         with self._next_dropout() as dropout:
-            *results, tape = lstm_forward(
+            *results, tape = run_forward(
                 inputs,
-                [layer.arrays() for layer in self._layers],
+                self._weights(),
                 initial_states,
                 sequence_length,
                 reverse=self._reverse,
-                time_major=self.time_major,
+                time_major=self._time_major,
                 dropout=dropout,
                 return_cells=return_cells,
                 check_lengths=check_lengths,
-                checkpoint_every=self.checkpoint_every,
+                checkpoint_every=self._checkpoint_every,
+                keep=keep,
+                prepared=None if keep else self._prepared,
             )
-        self._recorder.keep(tape, versions(self._layers))
+        if tape is None:
+            self._recorder.clear()
+        else:
+            self._recorder.keep(tape, versions(self._layers))
         return tuple(results)
 
     def backward(
@@ -314,13 +330,11 @@ class LSTM(RecordedLayer):
             still be gone back through then.
         """
         tape = self._recorder.current(versions(self._layers))
-        require_current_device(tape.x, "the inputs")  # before gradients are made there
+        upstream = checked_upstream(tape, doutputs, dfinal_states, dcells)
         with self._recorder.exclusive():
-            dinputs, dinitial_states, _ = lstm_backward(
+            dinputs, dinitial_states = run_backward(
                 tape,
-                doutputs,
-                dfinal_states,
-                dcells,
+                upstream,
                 wanted=[layer.wanted() for layer in self._layers],
                 gradients=[layer.gradients() for layer in self._layers],
                 layer_done=lambda k: self._layers[k].mark_gradients(),
@@ -358,12 +372,31 @@ class LSTM(RecordedLayer):
             )
         return LSTMStream(self._layers, checked_integer("batch", batch), self.time_major)
 
+    def _weights(self) -> Sequence[LayerWeights]:
+        """Return the weights; they need a check only if one of them may have moved alone.
+
+        It does so as a parameter of another layer, which shares it.
+        """
+        moves = [layer.moves() for layer in self._layers]
+        weights = [layer.arrays() for layer in self._layers]
+        if moves != self._checked_moves:
+            checked_weights(weights, self.num_directions)
+            self._checked_moves = moves
+        return weights
+
+    def _prepared(self, layer: int, engine: ModuleType) -> Any:
+        """Return the weights of a layer as an engine takes them in inference."""
+        parameters = self._layers[layer]
+        return parameters.prepared.of(engine, parameters.arrays)
+
+    def _next_dropout(self) -> AbstractContextManager[Dropout | None]:
+        """Return a context that gives a call its mask; None where nothing is dropped."""
+        drops = self.training and self._dropout > 0 and self.num_layers > 1
+        return self._numbered_dropout() if drops else _NO_DROPOUT
+
     @contextmanager
-    def _next_dropout(self) -> Iterator[Dropout | None]:
+    def _numbered_dropout(self) -> Iterator[Dropout]:
         """Give this call its mask; the number of a call that fails is taken back."""
-        if not (self.training and self.dropout > 0 and self.num_layers > 1):
-            yield None
-            return
         with self._recorder.exclusive():
             call = self.dropout_calls
             self.dropout_calls = call + 1
@@ -406,6 +439,11 @@ class LSTM(RecordedLayer):
 
     def flatten_parameters(self) -> None:
         """Do nothing: the weights of a layer already lie in contiguous memory."""
+
+    def _set_place(self, name: str, dtype: "numpy.dtype[Any]") -> None:
+        super()._set_place(name, dtype)
+        for layer in self._layers:
+            layer.prepared.drop()
 
     def _aliases(self, prefix: str = "") -> dict[str, str]:
         cells = ["cell"] if self.num_directions == 1 else ["cell_fw", "cell_bw"]

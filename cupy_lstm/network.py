@@ -11,13 +11,16 @@ from types import ModuleType
 from typing import Any
 
 from cupy_lstm import engines, recompute
-from cupy_lstm.backend import Array, array_module
+from cupy_lstm.backend import Array, array_module, dtype_name
 from cupy_lstm.device import facts_for
 from cupy_lstm.dropout import Dropout
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
-from cupy_lstm.plan import plan_sweep
+from cupy_lstm.plan import remembered_plan
 from cupy_lstm.ranges import stage
 from cupy_lstm.steps import Directions, Tapes
+
+Prepared = Callable[[int, ModuleType], Any]
+"""Returns the weights of a layer as an engine has prepared them."""
 
 
 @dataclass
@@ -70,6 +73,7 @@ def forward(
     keep: bool,
     engine: str,
     checkpoint_every: int | None = None,
+    prepared: Prepared | None = None,
 ) -> tuple[States, Tape | None]:
     """Run all layers forward.
 
@@ -97,6 +101,9 @@ def forward(
         Name of the engine to use, or ``"auto"``.
     checkpoint_every : int, optional
         A tape keeps only the states before every so many steps; `cupy_lstm.recompute`.
+    prepared : callable, optional
+        Without a tape: called with a layer's number and its engine, returns what the engine is
+        given for the weights. Default: the weights.
 
     Returns
     -------
@@ -108,11 +115,12 @@ def forward(
     xp, (T, B) = array_module(x), x.shape[:2]
     h, c = xp.empty_like(states[0]), xp.empty_like(states[1])
     tape, device = Tape([], dropout), facts_for(xp.__name__)
+    dtype = dtype_name(x.dtype)
     every = checkpoint_every if keep else None
     for layer, weights in enumerate(layers):
         last = layer == len(layers) - 1
         shape = layer_shape(T, B, weights)
-        plan = plan_sweep(shape, x.dtype.name, xp.__name__, keep, engine, device)
+        plan = remembered_plan(shape, dtype, xp.__name__, keep, engine, device)
         runner = engines.load(plan.engine)
         if layer > 0 and dropout is not None:
             # The output of the layer below is nobody else's: its engine does not keep it.
@@ -127,7 +135,7 @@ def forward(
         with stage("layer", shape, x.dtype, layer):
             (h[rows], c[rows]), kept = run(
                 x,
-                weights,
+                weights if prepared is None else prepared(layer, runner),
                 (states[0][rows], states[1][rows]),
                 lengths,
                 reverse=reverse,

@@ -39,7 +39,7 @@ class Memory:
     def __init__(self, parameter: Parameter, names: tuple[str, ...]) -> None:
         self.parameter = parameter
         self.updates = 0
-        weight = parameter.data
+        weight = parameter.row
         xp, sums = array_module(weight), sum_dtype(weight.dtype)
         self.arrays = {name: xp.zeros(weight.shape, sums) for name in names}
         if weight.dtype != sums:
@@ -47,13 +47,16 @@ class Memory:
         self._version = parameter.version
 
     def weight(self) -> Array:
-        """Return what an update changes: the master where there is one, else the weight."""
+        """Return what an update changes: the master where there is one, else the weight.
+
+        The weight is borrowed, so that an update that is interrupted does not go unnoticed.
+        """
         master = self.arrays.get("master")
         if master is None:
             return self.parameter.data
         if self._version != self.parameter.version:
             # Somebody has set the weight since the last update.
-            master[...] = self.parameter.data
+            master[...] = self.parameter.row
         return master
 
     def updated(self) -> None:
@@ -70,7 +73,7 @@ class Memory:
 
     def check_place(self) -> None:
         """Raise unless the weight still is where the averages are."""
-        weight = self.parameter.data
+        weight = self.parameter.row
         for array in self.arrays.values():
             if array.dtype != sum_dtype(weight.dtype) or location(array) != location(weight):
                 raise RuntimeError(

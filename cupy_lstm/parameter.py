@@ -1,14 +1,7 @@
-"""Parameters: named weights that live in shared contiguous memory.
+"""Parameters: named weights, each a row of the memory that `cupy_lstm.buffer` has."""
 
-A `Buffer` is one contiguous array per kind of weight and layer, for example all input-hidden
-weights [D,4H,I] of a layer with D directions, with its gradient beside it. A `Parameter` is one
-row of it, the weight a user sees and sets. So both directions go into one GEMM, and an optimiser
-or an all-reduce sees flat memory.
-"""
-
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy
@@ -21,9 +14,9 @@ from cupy_lstm.backend import (
     is_array,
     location,
     on_device_of,
-    sum_dtype,
     to_host,
 )
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.checks import checked_number
 from cupy_lstm.initializer import Fans, Initializer
 from cupy_lstm.regularizer import Regularizer
@@ -112,55 +105,6 @@ class ParamAttr:
         )
 
 
-class Buffer:
-    """One contiguous array holding the same kind of weight of every direction of a layer.
-
-    Attributes
-    ----------
-    data : array [D, ...]
-        The weights.
-    gradient : array [D, ...] or None
-        Where backward adds, float32 for weights of a half type; None until the first backward.
-        Zero wherever nothing was added.
-    version : int
-        Counts the changes made through `Parameter`, so that a tape can tell that its weights
-        are no longer those of its forward.
-    """
-
-    def __init__(self, data: Array) -> None:
-        self.data = data
-        self.gradient: Array | None = None
-        self.version = 0
-
-    @classmethod
-    def from_host(
-        cls, rows: Sequence[HostArray], xp: ModuleType, dtype: "numpy.dtype[Any]"
-    ) -> "Buffer":
-        """Return a buffer of rows that were drawn on the host, one for each direction."""
-        return cls(xp.asarray(numpy.stack(rows).astype(dtype)))
-
-    def make_gradient(self) -> Array:
-        """Return the gradient array, allocated as zeros on first use."""
-        if self.gradient is None:
-            with on_device_of(self.data):
-                self.gradient = array_module(self.data).zeros(
-                    self.data.shape, sum_dtype(self.data.dtype)
-                )
-        return self.gradient
-
-    def moved(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> "Buffer":
-        """Return a buffer with this one's contents in another array module and dtype."""
-        buffer = Buffer(_moved(self.data, xp, dtype))
-        if self.gradient is not None:
-            buffer.gradient = _moved(self.gradient, xp, sum_dtype(dtype))
-        return buffer
-
-    def take(self, other: "Buffer") -> None:
-        """Take over the arrays of another buffer."""
-        self.data, self.gradient = other.data, other.gradient
-        self.version += 1
-
-
 class Parameter:
     """A weight: a view of one row of a `Buffer`, its gradient, and how it is trained.
 
@@ -197,13 +141,21 @@ class Parameter:
         """The weight itself, a live view.
 
         Assigning copies the values in (shape and dtype checked) and tells a kept tape that the
-        weights changed. Writing into the view (``p.data[...] = 0``) is allowed and not noticed.
+        weights changed. Writing into the view (``p.data[...] = 0``) is allowed: the next call sees
+        it, a kept tape does not notice. On the host no call without a tape keeps what an engine
+        makes of the weights while the view, or a view of it, exists; afterwards an address that
+        was taken from it must not be written to.
         """
-        return self.buffer.data[self.index]
+        return self.buffer.lend()[self.index]
 
     @data.setter
     def data(self, value: Array) -> None:
         self.set_value(value)
+
+    @property
+    def row(self) -> Array:
+        """The weight itself, to be read and given to nobody."""
+        return self.buffer.data[self.index]
 
     @property
     def grad(self) -> Array | None:
@@ -245,16 +197,18 @@ class Parameter:
 
     def numpy(self) -> HostArray:
         """Return a host copy of the weight; synchronises on CuPy."""
-        return to_host(self.data).copy()
+        return to_host(self.row).copy()
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> HostArray:
         """Let NumPy read a weight that is on the host; on a GPU it would move unseen."""
-        if not isinstance(self.data, numpy.ndarray):
+        if not isinstance(self.row, numpy.ndarray):
             raise TypeError(
-                f"{self.name} is on {location(self.data)}: copy it to the host with .numpy()"
+                f"{self.name} is on {location(self.row)}: copy it to the host with .numpy()"
             )
         # A copy unless a view is asked for: a write into a view would go unnoticed.
-        return numpy.array(self.data, dtype, copy=copy is not False)
+        if copy is False:
+            return numpy.array(self.data, dtype, copy=False)
+        return numpy.array(self.row, dtype)
 
     def check_value(self, value: object) -> Array:
         """Return `value` as an array that `set_value` can copy in, or raise.
@@ -290,9 +244,9 @@ class Parameter:
                 f"{self.name} has dtype {self.dtype}, received {array.dtype}: "
                 f"convert it with .astype({str(self.dtype)!r})"
             )
-        if not isinstance(array, numpy.ndarray) and location(array) != location(self.data):
+        if not isinstance(array, numpy.ndarray) and location(array) != location(self.row):
             raise TypeError(
-                f"{self.name} is on {location(self.data)}, received an array on {location(array)}: "
+                f"{self.name} is on {location(self.row)}, received an array on {location(array)}: "
                 "copy it there first"
             )
         return array
@@ -311,9 +265,9 @@ class Parameter:
             As `check_value`; nothing is written then.
         """
         array = self.check_value(value)
-        xp = array_module(self.data)
-        with on_device_of(self.data):
-            self.data[...] = xp.asarray(array)
+        weight = self.data  # borrowed: a write that is interrupted does not go unnoticed
+        with on_device_of(weight):
+            weight[...] = array_module(weight).asarray(array)
         self.mark_changed()
 
     def mark_changed(self) -> None:
@@ -372,9 +326,3 @@ def drawn_value(
 def unique_buffers(parameters: Iterable[Parameter]) -> list[Buffer]:
     """Return the buffers behind the parameters, each once, in order."""
     return list({id(p.buffer): p.buffer for p in parameters}.values())
-
-
-def _moved(array: Array, xp: ModuleType, dtype: "numpy.dtype[Any]") -> Array:
-    if xp is numpy:
-        return to_host(array).astype(dtype, copy=False)
-    return xp.asarray(array).astype(dtype, copy=False)

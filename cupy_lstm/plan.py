@@ -5,7 +5,7 @@ other. A new engine is one new file in `cupy_lstm.engines` and one new line in `
 """
 
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 
 from cupy_lstm.checks import checked_choice
 from cupy_lstm.cost import Cost, step_cost, stepwise_seconds
@@ -66,6 +66,9 @@ from Python. One step is its own even where the engine persistent could serve.""
 STEP_PRODUCTS = 2**29
 """Multiplications of a step up to which the engine single is chosen; beyond it the products of
 cuBLAS are worth their launches. A choice, not a measurement: 18 us at 60 TFLOP/s."""
+
+PLANS_KEPT = 1024
+"""Plans that are remembered: calls of a few shapes, over and over, need not plan each time."""
 
 NO_TAPE = "it keeps nothing for a backward pass: call inside `with cupy_lstm.no_grad():`"
 
@@ -240,6 +243,19 @@ def plan_sweep(
         engine, reason = best, REASONS[best if launch is None else launch.tier]
     steps, workspace = _chunk(engine, shape, dtype, module, training, launch)
     return Plan(engine, steps, workspace, reason, shape, dtype, training, device, launch)
+
+
+@lru_cache(PLANS_KEPT)
+def remembered_plan(
+    shape: Shape,
+    dtype: str,
+    module: str,
+    training: bool,
+    forced: str,
+    device: DeviceFacts | None,
+) -> Plan:
+    """Return what `plan_sweep` does, at once where it has been asked before."""
+    return plan_sweep(shape, dtype, module, training, forced, device)
 
 
 def _is_small(shape: Shape) -> bool:

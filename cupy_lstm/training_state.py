@@ -174,7 +174,7 @@ class TrainingState:
         record = EpochRecord(position.epoch, loss, validation_loss, position.learning_rate, is_best)
         position.history.add(record)
         if is_best and self.keep_best:
-            self._best_weights = [p.data.copy() for p in self.model.parameters()]
+            self._best_weights = [p.row.copy() for p in self.model.parameters()]
         position.epoch += 1
         position.batch = 0
         return record

@@ -8,9 +8,11 @@ from typing import Any
 import numpy
 
 from cupy_lstm.announcements import announce_gradients
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.initializer import Constant, Fans, Uniform
 from cupy_lstm.notation import LayerGradients, LayerWeights, PerWeight, Wanted
-from cupy_lstm.parameter import Buffer, ParamAttr, Parameter, drawn_value
+from cupy_lstm.parameter import ParamAttr, Parameter, drawn_value
+from cupy_lstm.prepared import PreparedWeights
 
 KINDS = PerWeight._fields
 
@@ -85,6 +87,11 @@ class LayerParameters:
         Where the parameters go.
     dtype : numpy.dtype
         Their dtype.
+
+    Attributes
+    ----------
+    prepared : PreparedWeights
+        The weights as engines take them in inference.
     """
 
     def __init__(
@@ -125,6 +132,8 @@ class LayerParameters:
             )
         self.suffixes = tuple(suffixes)
         self.kinds: PerWeight[Any] = PerWeight(*kinds)
+        self._buffers: list[Buffer | None] = [None if p is None else p[0].buffer for p in kinds]
+        self.prepared = PreparedWeights([b for b in self._buffers if b is not None])
 
     def named(self) -> dict[str, Parameter | None]:
         """Return the parameters by name, direction by direction; None for an absent bias."""
@@ -137,7 +146,7 @@ class LayerParameters:
 
     def arrays(self) -> LayerWeights:
         """Return the weights, the directions stacked in front."""
-        return LayerWeights(*(None if p is None else p[0].buffer.data for p in self.kinds))
+        return PerWeight(*[None if b is None else b.data for b in self._buffers])
 
     def wanted(self) -> Wanted:
         """Return whose gradients are wanted: those of the trainable parameters."""
@@ -161,7 +170,11 @@ class LayerParameters:
 
     def versions(self) -> tuple[int, ...]:
         """Return the versions of all buffers; they differ after any change of a weight."""
-        return tuple(p[0].buffer.version for p in self.kinds if p is not None)
+        return tuple([b.version for b in self._buffers if b is not None])
+
+    def moves(self) -> tuple[int, ...]:
+        """Return how often each buffer has changed its place or dtype."""
+        return tuple([b.moves for b in self._buffers if b is not None])
 
 
 def versions(layers: Sequence[LayerParameters]) -> list[tuple[int, ...]]:

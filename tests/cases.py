@@ -373,6 +373,7 @@ def aim_at_steps(monkeypatch, name: str, shape: Shape, steps: int, itemsize: int
     else:
         step = plan.step_bytes(shape, itemsize, True)
         monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", steps * step)
+    plan.remembered_plan.cache_clear()
 
 
 def results(result: Result) -> dict[str, np.ndarray]:

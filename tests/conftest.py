@@ -26,6 +26,16 @@ def stepwise():
         yield
 
 
+@pytest.fixture(autouse=True)
+def _plans_are_made_anew():
+    """What a test patches in `cupy_lstm.plan` shows in its plans, and in those of no other test."""
+    from cupy_lstm.plan import remembered_plan
+
+    remembered_plan.cache_clear()
+    yield
+    remembered_plan.cache_clear()
+
+
 def pytest_report_header():
     found = [name for name in ("torch", "paddle") if importlib.util.find_spec(name)]
     return f"live peers: {', '.join(found) or 'none'}"

@@ -28,6 +28,7 @@ def in_chunks(monkeypatch, steps, lstm, batch=B, training=True):
     itemsize = max(4, lstm.dtype.itemsize)
     budget = steps * plan.step_bytes(shape, itemsize, training)
     monkeypatch.setitem(plan.CHUNK_BYTES, "cupy", budget)
+    plan.remembered_plan.cache_clear()
     planned = plan.plan_sweep(shape, lstm.dtype.name, "cupy", training)
     assert planned.steps_per_chunk == min(steps, T)
 

@@ -37,8 +37,9 @@ from cupy_lstm import (
     softmax_cross_entropy,
 )
 from cupy_lstm.backend import sum_dtype
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.gates import HostGates
-from cupy_lstm.parameter import Buffer, Parameter
+from cupy_lstm.parameter import Parameter
 
 pytestmark = pytest.mark.gpu_on_cpu
 

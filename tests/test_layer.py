@@ -6,7 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from cupy_lstm import LSTM, Layer, Linear
+from cupy_lstm import LSTM, Layer, Linear, no_grad
 from cupy_lstm.backend import require_device
 
 
@@ -128,3 +128,25 @@ def test_cupy_that_is_not_installed(monkeypatch):
     ):
         linear.to("cupy")
     assert linear.xp is np
+
+
+@pytest.mark.parametrize("record", [True, False])
+def test_a_weight_that_moved_alone_is_an_error(record):
+    """Two layers share it, and one of them was moved."""
+    lstm, x = LSTM(2, 3), np.zeros((1, 4, 2), "float32")
+
+    def call():
+        if record:
+            return lstm(x)
+        with no_grad():
+            return lstm(x)
+
+    call()
+    tied = Layer()
+    tied.weight = lstm.weight_hh_l0
+    tied.to(dtype="float64")
+    for _ in range(2):
+        with pytest.raises(ValueError, match=r"weights\[0\]\.weight_hh has dtype float64, "):
+            call()
+    tied.to(dtype="float32")
+    call()

@@ -286,7 +286,7 @@ def test_chunks_change_no_result(name, case, steps, dtype, monkeypatch):
         found.append(plan)
         return plan
 
-    monkeypatch.setattr(network, "plan_sweep", planned)
+    monkeypatch.setattr(network, "remembered_plan", planned)
     with engine(name):
         assert_case(case, dtype, run_face(case, build(case, dtype), dtype))
     assert len(found) == case.L

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from cupy_lstm import ParamAttr
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.clip import ClipGradByGlobalNorm
 from cupy_lstm.linear import Linear
 from cupy_lstm.optimizer import SGD, Adam, AdamW
-from cupy_lstm.parameter import Buffer, Parameter
+from cupy_lstm.parameter import Parameter
 from cupy_lstm.regularizer import L1Decay, L2Decay
 from cupy_lstm.schedule import LinearWarmup, StepDecay
 

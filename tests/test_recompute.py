@@ -49,7 +49,7 @@ def parts(monkeypatch):
     def planned(*arguments):
         return dataclasses.replace(plan_sweep(*arguments), steps_per_chunk=PART)
 
-    monkeypatch.setattr(network, "plan_sweep", planned)
+    monkeypatch.setattr(network, "remembered_plan", planned)
     monkeypatch.setattr(plan, "SUMMED_STEPS", PART)
     monkeypatch.setattr(gradients, "SUMMED_STEPS", PART)
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from cupy_lstm import ParamAttr
+from cupy_lstm.buffer import Buffer
 from cupy_lstm.clip import ClipGradByGlobalNorm, ClipGradByNorm, ClipGradByValue
-from cupy_lstm.parameter import Buffer, Parameter
+from cupy_lstm.parameter import Parameter
 from cupy_lstm.schedule import CosineAnnealingDecay, LinearWarmup, StepDecay, rate_at
 
 COSINE = CosineAnnealingDecay(0.1, 4, 0.01)

@@ -8,13 +8,15 @@ chooses among the engines.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from types import ModuleType
 
 from cupy_lstm.plan import simd_missing
 
 
+@cache
 def load(name: str) -> ModuleType:
-    """Return the engine called `name`, imported on first use."""
+    """Return the engine called `name`, imported on first use; Python's own look-up is slower."""
     from importlib import import_module
 
     return import_module(f"cupy_lstm.engines.{name}")

@@ -268,7 +268,7 @@ class LSTMEstimator(NetworkEstimator):
                 f"X has {sequences.values.shape[-1]} features, but {type(self).__name__} is "
                 f"expecting {self.n_features_in_} features as input"
             )
-        weight = self.network_.head.weight.data
+        weight = self.network_.head.weight.row
         require_same_place("X", sequences.values, weight, "the weights")
 
 
