@@ -13,7 +13,7 @@ from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
 from cupy_lstm.simd.memory import load, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
-from cupy_lstm.simd.tile import multiply, rows_at_once
+from cupy_lstm.simd.tile import NEAR, lines_ahead, multiply, rows_at_once
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
 
 
@@ -108,6 +108,7 @@ def forward_sweep(lanes: Any, place: int) -> None:
     for r in range(tile_rows(lanes)):
         write(constants + 8 * r, job.bias)
     meetings, slot = 0, job.first_slot
+    blocks_here = job.last_unit_block - job.first_unit_block
     for first in range(0, job.steps, job.chunk):
         last = min(first + job.chunk, job.steps)
         # The slots of the chunk.
@@ -123,13 +124,19 @@ def forward_sweep(lanes: Any, place: int) -> None:
                 n += 1
             slot_here = slot_beside(job.lengths, job.batch, slot_here, time, job.direction)
         for j in range(job.first_unit_block, job.last_unit_block):
-            panel = job.weight_ih + j * job.input_size * 4 * vector
+            panel_bytes = job.input_size * 4 * vector
+            panel = job.weight_ih + j * panel_bytes
+            others = job.last_unit_block - j - 1 if blocks_here * panel_bytes > NEAR else 0
             for r in range(0, n, tile_rows(lanes)):
                 rows = min(tile_rows(lanes), n - r)
-                z_rows, at = gates + 8 * r, j * 4 * vector
-                multiply(
-                    lanes, 4, rows, job.input_size, inputs + 8 * r, panel, constants, z_rows, at
+                x_rows, z_rows, at = inputs + 8 * r, gates + 8 * r, j * 4 * vector
+                ahead, step = lines_ahead(
+                    r // tile_rows(lanes), panel, panel_bytes, job.input_size, others
                 )
+                multiply(
+                    lanes, 4, rows, job.input_size, x_rows, panel, constants, z_rows, at,
+                    ahead, step,
+                )  # fmt: skip
         n = 0
         for s in range(first, last):
             time = job.time + s * job.direction
@@ -178,16 +185,20 @@ def forward_step(
     together = 2 if 2 * active <= tile_rows(lanes) else 1
     most = rows_at_once(lanes, active)
     groups = -(-(job.last_unit_block - job.first_unit_block) // together)
+    panel_bytes = P * 4 * vector
     for index in range(groups):
         # Back and forth: the weights one step reads last, the next one finds in the cache.
         group = index if s % 2 == 0 else groups - 1 - index
         j = job.first_unit_block + group * together
         blocks = min(together, job.last_unit_block - j)
-        panel = job.weight_hh + j * P * 4 * vector
+        panel, others = job.weight_hh + j * panel_bytes, 0
+        if (job.last_unit_block - job.first_unit_block) * panel_bytes > NEAR:
+            others = (groups - index - 1) * (1 if s % 2 == 0 else -1)
         for r in range(0, active, most):
             n = min(most, active - r)
             rows, z_rows, at = h_rows + 8 * r, gates + 8 * r, j * 4 * vector
-            multiply(lanes, 4 * blocks, n, P, rows, panel, z_rows, z_rows, at)
+            ahead, step = lines_ahead(r // most, panel, panel_bytes, P, others)
+            multiply(lanes, 4 * blocks, n, P, rows, panel, z_rows, z_rows, at, ahead, step)
             for row in range(r, r + n):
                 for block in range(j, j + blocks):
                     there = min(lane, H - block * lane)

@@ -6,7 +6,7 @@ from numba import njit
 
 from cupy_lstm.simd.memory import load, load_first, read_job, store, store_first, write
 from cupy_lstm.simd.packing import panel_width
-from cupy_lstm.simd.tile import multiply, rows_at_once
+from cupy_lstm.simd.tile import NEAR, lines_ahead, multiply, rows_at_once
 from cupy_lstm.simd.vector import itemsize, lane_count, splat, tile_rows
 
 
@@ -63,10 +63,12 @@ def multiply_rows(
         if width == 4 and 2 * rows <= tile_rows(lanes) and v + 8 <= last:
             width = 8
         panel, at = packed + v * terms * vector, v * vector
+        others = (last - v - width) // width if (last - first) * terms * vector > NEAR else 0
         for r in range(0, rows, most):
             n = min(most, rows - r)
             sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
-            multiply(lanes, width, n, terms, sources, panel, starts, targets, at)
+            ahead, step = lines_ahead(r // most, panel, width * terms * vector, terms, others)
+            multiply(lanes, width, n, terms, sources, panel, starts, targets, at, ahead, step)
         v += width
 
 

@@ -32,6 +32,15 @@ def store_vector(builder: Any, vector: VectorType, value: Any, place: Any) -> No
     builder.store(value, place, align=vector.scalar.bitwidth // 8)
 
 
+def fetch_line(builder: Any, place: Any) -> None:
+    """Emit what brings a cache line near, to the second cache, while other work goes on."""
+    integer = ir.IntType(32)
+    kind = ir.FunctionType(ir.VoidType(), [POINTER, integer, integer, integer])
+    function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+    to_read, second, data = (ir.Constant(integer, number) for number in (0, 2, 1))
+    builder.call(function, [place, to_read, second, data])
+
+
 @intrinsic
 def load(context: Any, lanes: Any, address: Any) -> Any:
     """Return the vector at an address."""

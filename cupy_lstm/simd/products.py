@@ -201,13 +201,13 @@ def _add_slots(lanes: Any, job: Any, left: Any, position: Any, last: int) -> Non
             if 4 * group + 4 <= job.blocks:
                 multiply_tile(
                     lanes, 4, True, rows, n, sources, feature * size, right, job.right_step,
-                    0, outputs, outputs, 0, vector,
+                    0, outputs, outputs, 0, vector, right, 0,
                 )  # fmt: skip
             else:
                 for v in range(job.blocks - 4 * group):
                     multiply_tile(
                         lanes, 1, True, rows, n, sources, feature * size, right + v * vector,
-                        job.right_step, 0, outputs, outputs, v * vector, vector,
+                        job.right_step, 0, outputs, outputs, v * vector, vector, right, 0,
                     )  # fmt: skip
 
 

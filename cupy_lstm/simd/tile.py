@@ -11,7 +11,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from cupy_lstm.simd.memory import BYTE, POINTER, load_vector, pointer, store_vector
+from cupy_lstm.simd.memory import BYTE, POINTER, fetch_line, load_vector, pointer, store_vector
 from cupy_lstm.simd.vector import (
     WORD,
     itemsize,
@@ -20,6 +20,13 @@ from cupy_lstm.simd.vector import (
     splat_number,
     tile_rows,
 )
+
+LINE = 64
+"""Bytes of a cache line."""
+
+NEAR = 2**20
+"""Bytes of a packed matrix up to which it is left to stay in the second cache: fetching it ahead
+would take of the cache's rate, which is what a product of few rows waits for."""
 
 
 @intrinsic(prefer_literal=True)
@@ -39,6 +46,8 @@ def multiply_tile(
     out: Any,
     offset: Any,
     column_step: Any,
+    ahead: Any,
+    ahead_step: Any,
 ) -> Any:
     """Compute ``out[r] = start[r] + sum_k A[r, k] B[k]`` for a tile of `rows` rows.
 
@@ -63,6 +72,9 @@ def multiply_tile(
         Tables of the addresses of the rows to begin with and to write; may be the same.
     offset, column_step : int
         Bytes from those addresses to the first vector, and from one vector to the next.
+    ahead, ahead_step : int
+        Address of a cache line that will be read after this tile, and bytes from it to the next
+        one, for as many lines as there are terms. A tile of many rows has time to fetch them.
     """
     vector, most = lanes.vector, lanes.lanes.rows
     width, transposed = columns.literal_value, bool(by_step.literal_value)
@@ -70,7 +82,8 @@ def multiply_tile(
     size = vector.count * width_in_bytes
 
     def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
-        rows, steps, a, a_step, b, b_step, b_group, start, out, offset, column_step = operands[3:]
+        rows, steps, a, a_step, b, b_step, b_group = operands[3:10]
+        start, out, offset, column_step, ahead, ahead_step = operands[10:]
 
         def at(place: Any, distance: Any) -> Any:
             return builder.gep(place, [distance], source_etype=BYTE)
@@ -94,6 +107,9 @@ def multiply_tile(
             first = [] if transposed else [entry(a, r) for r in range(count)]
             with cgutils.for_range(builder, steps) as loop:
                 k = loop.index
+                if width == 4 and 2 * count > most:
+                    place = at(pointer(builder, ahead), builder.mul(k, ahead_step))
+                    fetch_line(builder, place)
                 row = at(pointer(builder, b), builder.mul(k, b_step))
                 groups = [row, at(row, b_group)][: -(-width // 4)]
                 step = [
@@ -128,7 +144,7 @@ def multiply_tile(
         builder.position_at_end(end)
         return context.get_dummy_value()
 
-    return types.void(lanes, columns, by_step, *[types.int64] * 11), lower
+    return types.void(lanes, columns, by_step, *[types.int64] * 13), lower
 
 
 @njit(nogil=True)
@@ -137,6 +153,28 @@ def rows_at_once(lanes: Any, rows: int) -> int:
     most: int = tile_rows(lanes)
     tiles = -(-rows // most)
     return -(-rows // tiles) if rows > 0 else 1
+
+
+@njit(nogil=True)
+def lines_ahead(tile: int, panel: int, panel_bytes: int, terms: int, others: int) -> Any:
+    """Return `ahead` and `ahead_step` for a tile of a panel of four columns.
+
+    The tiles of a panel fetch the panel that follows, a quarter each. Where they need not, they
+    fetch a single line that is there already, over and over.
+
+    Parameters
+    ----------
+    tile : int
+        Number of the tile within the panel.
+    panel, panel_bytes, terms : int
+        Address of the panel, its bytes and terms.
+    others : int
+        How many panels follow, or if negative, lie in front and are taken in that order.
+    """
+    first = tile * terms * LINE
+    if others == 0 or first + terms * LINE > panel_bytes:
+        return panel, 0
+    return panel + first + (panel_bytes if others > 0 else -panel_bytes), LINE
 
 
 @njit(nogil=True)
@@ -150,25 +188,28 @@ def multiply(
     start: int,
     out: int,
     offset: int,
+    ahead: int,
+    ahead_step: int,
 ) -> None:
     """Compute a tile of rows, given by their addresses, and 1, 4 or 8 columns of a packed matrix.
 
-    Eight columns are two panels of four, one behind the other.
+    Eight columns are two panels of four, one behind the other. `ahead` and `ahead_step` are those
+    of `multiply_tile`.
     """
     size, vector = itemsize(lanes), lane_count(lanes) * itemsize(lanes)
     group = 4 * terms * vector
     if columns == 8:
         multiply_tile(
             lanes, 8, False, rows, terms, a, size, packed, 4 * vector, group,
-            start, out, offset, vector,
+            start, out, offset, vector, ahead, ahead_step,
         )  # fmt: skip
     elif columns == 4:
         multiply_tile(
             lanes, 4, False, rows, terms, a, size, packed, 4 * vector, group,
-            start, out, offset, vector,
+            start, out, offset, vector, ahead, ahead_step,
         )  # fmt: skip
     else:
         multiply_tile(
             lanes, 1, False, rows, terms, a, size, packed, vector, group,
-            start, out, offset, vector,
+            start, out, offset, vector, ahead, ahead_step,
         )  # fmt: skip
