@@ -50,7 +50,9 @@ CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 """Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
 
 SIMD_CHUNK_BYTES = 256 * 2**10
-"""The same for the engine simd, whose weights should stay in the nearest large cache, too."""
+"""The same for the engine simd, whose weights should stay in the nearest large cache, too. Where
+they are 16 times as large, they do not, and are read from further away for each chunk: then it is
+four times this."""
 
 LAUNCH_STEPS = 16384
 """Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs
@@ -291,6 +293,8 @@ def _chunk(
     aim, most, outputs = CHUNK_BYTES[module], max(shape.T, 1), 0
     if engine == "simd":
         step, fixed, aim = simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), SIMD_CHUNK_BYTES
+        if fixed > 16 * aim:
+            aim *= 4
         outputs = simd_output_bytes(*sizes)
     elif launch is not None:
         step, fixed = persistent_step_bytes(*sizes, launch.inside), persistent_fixed_bytes(*sizes)
