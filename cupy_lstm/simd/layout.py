@@ -8,6 +8,7 @@ import numpy
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import Shape
 from cupy_lstm.simd.compiled import host_lanes
+from cupy_lstm.simd.reserve import piece
 
 CACHE_LINE = 64
 
@@ -48,9 +49,10 @@ class Layout:
         size = 1
         for part in sizes:
             size *= part
-        memory = numpy.empty(size + CACHE_LINE // self.itemsize, self.dtype)
-        skipped = -address(memory) % CACHE_LINE // self.itemsize
-        return memory[skipped : skipped + size].reshape(sizes)
+        memory = piece(size * self.itemsize + CACHE_LINE)
+        skipped = -address(memory) % CACHE_LINE
+        numbers = memory[skipped : skipped + size * self.itemsize].view(self.dtype)
+        return numbers.reshape(sizes)
 
     def zeros(self, *sizes: int) -> HostArray:
         """Return an array of zeros that begins with a cache line."""

@@ -1,0 +1,61 @@
+"""Large pieces of memory, kept for the next call once nobody needs them any more.
+
+The system clears every page of fresh memory at its first touch, which can take longer than what is
+then computed there. A training loop asks for the same pieces in every step; they come from here.
+"""
+
+import weakref
+
+import numpy
+
+from cupy_lstm.backend import HostArray
+
+LARGE = 2**17
+"""Bytes from which the C library may return memory to the system as soon as it is free."""
+
+LARGEST = 2**25
+"""Bytes of the largest piece that is kept: of larger ones NumPy has the system make large pages,
+which are cleared much faster."""
+
+MOST = 2**27
+"""Bytes that are kept in all."""
+
+_free: dict[int, HostArray] = {}
+"""What is kept, by identity, the oldest first. Finalizers run in any thread and at any time, so
+each change is a single step of the interpreter."""
+
+
+def piece(size: int) -> HostArray:
+    """Return an array of at least `size` bytes, of any content, to be viewed as what it is for.
+
+    When the array and all views of it are gone, its memory is kept.
+    """
+    if not LARGE <= size <= LARGEST:
+        return numpy.empty(size, "uint8")
+    memory = _fitting(size)
+    if memory is None:
+        memory = numpy.empty(size, "uint8")
+    # NumPy ties a view of a view to the memory itself, but does not look behind a memoryview.
+    window: HostArray = numpy.asarray(memory.data)
+    weakref.finalize(window, _keep, memory).atexit = False
+    return window
+
+
+def _fitting(size: int) -> HostArray | None:
+    """Take a piece of that size, or of little more, out of what is kept."""
+    for name, memory in reversed(list(_free.items())):
+        if size <= memory.size <= size + size // 4 and _free.pop(name, None) is not None:
+            return memory
+    return None
+
+
+def _keep(memory: HostArray) -> None:
+    """Keep a piece, and forget the oldest ones where all of them are too much."""
+    _free[id(memory)] = memory
+    kept = list(_free.items())
+    total = sum(other.size for _, other in kept)
+    for name, other in kept:
+        if total <= MOST:
+            break
+        _free.pop(name, None)
+        total -= other.size
