@@ -87,7 +87,7 @@ def test_threads_never_get_the_same_one():
     def work(number):
         rng = np.random.default_rng(number)
         start.wait()
-        for _ in range(400):
+        for _ in range(100):
             held = [piece(LARGE + int(size)) for size in rng.integers(0, 50, 3)]
             for array in held:
                 array[::4096] = number
