@@ -81,6 +81,13 @@ def test_no_more_than_a_limit_is_kept():
     assert kept() == [size + number for number in (1, 2, 5, 4)]
 
 
+def test_what_is_kept_can_be_given_back():
+    held = piece(LARGE)
+    del held
+    reserve.release()
+    assert not kept()
+
+
 def test_threads_never_get_the_same_one():
     problems, start = [], threading.Barrier(4)
 

@@ -18,9 +18,9 @@ from simd_bed import infer, run, run_script, use_threads
 from cupy_lstm import engine
 from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.notation import LayerWeights
-from cupy_lstm.simd import threads
+from cupy_lstm.simd import programs, threads
 from cupy_lstm.simd.barrier import add, current
-from cupy_lstm.simd.compiled import host_lanes
+from cupy_lstm.simd.compiled import host_lanes, routine
 from cupy_lstm.simd.memory import read, write
 from cupy_lstm.simd.vector import LanesType
 
@@ -436,6 +436,32 @@ def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(sleeping, ke
             team.run(threads.Task(parts))
             assert not late
     assert interrupted >= 8
+
+
+def test_a_task_that_was_left_is_completed_before_the_next(kernels, monkeypatch):
+    """As if interrupts had come so fast that not even waiting for it was possible."""
+    use_threads(monkeypatch, 3)
+    parts, late = meeting(kernels, 3)
+    left = threads.Task(parts)
+
+    def flooded():
+        assert routine(programs.begin)(left._place) == 2
+        raise SystemExit
+
+    with threads.crew() as team:
+        asleep()
+        monkeypatch.setattr(left, "_complete", flooded)
+        with pytest.raises(SystemExit):
+            team.run(left)
+        monkeypatch.undo()
+        assert left._state[programs.LEFT // 8] == 2
+        assert threads._given == {left}
+        others, late_too = meeting(kernels, 3)
+        team.run(threads.Task(others))
+    assert left._state[programs.LEFT // 8] == 0
+    assert not threads._given
+    assert not late
+    assert not late_too
 
 
 LATE = """

@@ -41,6 +41,11 @@ def piece(size: int) -> HostArray:
     return window
 
 
+def release() -> None:
+    """Give back to the C library what is kept."""
+    _free.clear()
+
+
 def _fitting(size: int) -> HostArray | None:
     """Take a piece of that size, or of little more, out of what is kept."""
     for name, memory in reversed(list(_free.items())):

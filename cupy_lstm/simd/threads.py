@@ -97,33 +97,42 @@ class Task:
         """
         if not self.size:
             return
-        self._state[:] = self._fresh
         workers = workers[: self.size - 1]
-        if workers != self._workers:
-            self._workers = workers
-            self._boxes[:, 0] = [worker.box for worker in workers]
-        begin, finish = routine(programs.begin), routine(programs.finish)
-        _running.add(self)
+        if workers:
+            for task in tuple(_given):
+                task._complete()
+                _given.discard(task)
+            if workers != self._workers:
+                self._workers = workers
+                self._boxes[:, 0] = [worker.box for worker in workers]
+        self._state[:] = self._fresh
         interrupted: BaseException | None = None
         while True:
             # An interrupt can come between any two lines; what is asked for twice is done once.
             try:
-                if begin(self._place):
-                    for worker in workers:
-                        worker.wake()
-                    finish(self._place)
+                if workers:
+                    _given.add(self)
+                self._complete()
+                _given.discard(self)
                 break
             except KeyboardInterrupt as error:
                 interrupted = error
-        _running.discard(self)
         if self._state[programs.FAILED // 8]:
             raise RuntimeError("a compiled kernel has failed: this is a mistake in cupy_lstm")
         if interrupted is not None:
             raise interrupted
 
+    def _complete(self) -> None:
+        """Do what is not done of this task."""
+        if routine(programs.begin)(self._place):
+            for worker in self._workers:
+                worker.wake()
+            routine(programs.finish)(self._place)
 
-_running: set[Task] = set()
-"""Tasks whose memory must stay, even if a flood of interrupts ends the wait for them."""
+
+_given: set[Task] = set()
+"""The task that workers may be at. After a flood of interrupts it may be an earlier one, whose
+memory must stay until it is completed."""
 
 
 class _Worker(Thread):
@@ -176,11 +185,11 @@ class Crew:
     def threads(self, work: int) -> int:
         """Return how many threads are worth while for so many multiply-adds."""
         worth = WORTH_A_THREAD
-        if worth > work >= WORTH_A_WAITING_THREAD and self.size > 1 and self._wait(work):
+        if worth > work >= WORTH_A_WAITING_THREAD and self.size > 1 and self._others_wait():
             worth = WORTH_A_WAITING_THREAD
         return max(1, min(self.size, work // worth))
 
-    def _wait(self, work: int) -> bool:
+    def _others_wait(self) -> bool:
         """Whether the others are awake; where small calls follow each other, let them wake up."""
         global _small_call
         others = _workers[: self.size - 1]
@@ -207,6 +216,7 @@ def _forget_workers() -> None:
     """Start afresh in a forked child, where the parent's threads do not exist."""
     global _lock, _workers
     _lock, _workers = Lock(), []
+    _given.clear()
 
 
 if hasattr(os, "register_at_fork"):

@@ -171,6 +171,9 @@ def measured_memory(build: Callable[[], Run]) -> tuple[Run, float | None]:
 def release_free_memory() -> None:
     """Give memory that nobody holds back to the system, as far as the C library can."""
     gc.collect()
+    ours = sys.modules.get("cupy_lstm.simd.reserve")
+    if ours is not None:
+        ours.release()
     with contextlib.suppress(AttributeError, OSError, TypeError):  # glibc alone has it
         ctypes.CDLL(None).malloc_trim(0)
 
