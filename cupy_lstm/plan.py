@@ -50,9 +50,11 @@ CHUNK_BYTES = {"numpy": 4 * 2**20, "cupy": 128 * 2**20}
 """Workspace a chunk of steps aims at: what a CPU's cache holds, what keeps a GPU's GEMM large."""
 
 SIMD_CHUNK_BYTES = 256 * 2**10
-"""The same for the engine simd, whose weights should stay in the nearest large cache, too. Where
-they are 16 times as large, they do not, and are read from further away for each chunk: then it is
-four times this."""
+"""The same for the engine simd, whose weights should stay in the nearest large cache, too."""
+
+SIMD_FAR_BYTES = 4 * 2**20
+"""Bytes of packed weights from which they do not, and are read from further away for each chunk:
+then a chunk aims at four times as much."""
 
 LAUNCH_STEPS = 16384
 """Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs
@@ -293,7 +295,7 @@ def _chunk(
     aim, most, outputs = CHUNK_BYTES[module], max(shape.T, 1), 0
     if engine == "simd":
         step, fixed, aim = simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), SIMD_CHUNK_BYTES
-        if fixed > 16 * aim:
+        if fixed > SIMD_FAR_BYTES:
             aim *= 4
         outputs = simd_output_bytes(*sizes)
     elif launch is not None:

@@ -15,6 +15,7 @@ from cupy_lstm.plan import (
     NO_DEVICE,
     SERVES,
     SIMD_CHUNK_BYTES,
+    SIMD_FAR_BYTES,
     WORKSPACE_LIMIT,
     plan_sweep,
 )
@@ -61,7 +62,7 @@ each_served = pytest.mark.parametrize(("name", "module"), SERVED)
 
 def aim_of(name, module, fixed):
     if name == "simd":
-        return SIMD_CHUNK_BYTES * (4 if fixed > 16 * SIMD_CHUNK_BYTES else 1)
+        return SIMD_CHUNK_BYTES * (4 if fixed > SIMD_FAR_BYTES else 1)
     return CHUNK_BYTES[module]
 
 
