@@ -6,6 +6,7 @@ row of it, the weight a user sees and sets. So both directions go into one GEMM,
 or an all-reduce sees flat memory.
 """
 
+import os
 import threading
 import weakref
 from collections.abc import Sequence
@@ -25,6 +26,16 @@ from cupy_lstm.backend import (
 
 _lending = threading.RLock()
 """Held while it is seen to that a buffer has one loan at a time."""
+
+
+def _lend_afresh() -> None:
+    """Make a new lock in a forked child, where nobody may be left to give the old one back."""
+    global _lending
+    _lending = threading.RLock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_lend_afresh)
 
 
 class Buffer:
@@ -117,8 +128,13 @@ class Buffer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         vars(self).update(state)
         # Unpickled arrays may lie in memory of others, even such that cannot be written.
-        if isinstance(self.data, numpy.ndarray) and not self.data.flags.owndata:
-            self.data = numpy.array(self.data)
+        self.data, self.gradient = _own(self.data), _own(self.gradient)
+
+
+def _own(array: Any) -> Any:
+    """Return an array, copied if its memory belongs to somebody else."""
+    others = isinstance(array, numpy.ndarray) and not array.flags.owndata
+    return numpy.array(array) if others else array
 
 
 def _moved(array: Array, xp: ModuleType, dtype: "numpy.dtype[Any]") -> Array:

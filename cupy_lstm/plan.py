@@ -53,8 +53,8 @@ SIMD_CHUNK_BYTES = 256 * 2**10
 """The same for the engine simd, whose weights should stay in the nearest large cache, too."""
 
 SIMD_FAR_BYTES = 4 * 2**20
-"""Bytes of packed weights from which they do not, and are read from further away for each chunk:
-then a chunk aims at four times as much."""
+"""Bytes that a sweep needs whatever its chunks, most of them packed weights, from which these do
+not, and are read from further away for each chunk: then a chunk aims at four times as much."""
 
 LAUNCH_STEPS = 16384
 """Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs

@@ -14,7 +14,7 @@ from simd_bed import needs_fork, use_threads
 
 from cupy_lstm.engines import simd
 from cupy_lstm.notation import LayerWeights
-from cupy_lstm.simd import ready
+from cupy_lstm.simd import ready, threads
 
 H = 40
 
@@ -129,6 +129,49 @@ def test_arrays_are_not_held():
     del x, states, y, h, c
     gc.collect()
     assert all(one() is None for one in watched)
+
+
+def test_stale_weights_are_freed_at_once():
+    """Without waiting for the collector of cycles, which does not know how large they are."""
+    packed = simd.prepare(make_weights(11, H, 1))
+    x, states = inputs(0, 6, 4, 11, H, 1)
+    gc.disable()
+    try:
+        run(packed, x, states)
+        (sweep,) = packed.ready.values()
+        watched = [weakref.ref(sweep), weakref.ref(packed.weight_hh[0])]
+        del packed, sweep
+        assert all(one() is None for one in watched)
+    finally:
+        gc.enable()
+
+
+def test_large_sweeps_are_not_remembered():
+    packed = simd.prepare(make_weights(11, H, 1))
+    for B, kept in ((4, 1), (6000, 1), (5, 2)):
+        x, states = inputs(0, 2, B, 11, H, 1)
+        run(packed, x, states)
+        assert len(packed.ready) == kept
+    assert all(0 < sweep.nbytes <= ready.LARGEST for sweep in packed.ready.values())
+
+
+def test_what_threads_write_to_lives_as_long_as_they_may_write(monkeypatch):
+    """Even where the wait for them has been broken off."""
+    packed = simd.prepare(make_weights(11, H, 1))
+    x, states = inputs(0, 6, 4, 11, H, 1)
+    run(packed, x, states)
+    (sweep,) = packed.ready.values()
+    monkeypatch.setattr(threads.Crew, "run", lambda crew, task: 1 / 0)
+    y = np.zeros((6, 4, 1, H), "float32")
+    watched = weakref.ref(y)
+    with pytest.raises(ZeroDivisionError):
+        run(packed, x, states, y)
+    del y
+    assert watched() is not None
+    assert not packed.ready
+    del sweep
+    gc.collect()
+    assert watched() is None
 
 
 def test_results_are_not_written_by_later_calls():

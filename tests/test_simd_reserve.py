@@ -9,7 +9,7 @@ import pytest
 
 from cupy_lstm import LSTM, engine
 from cupy_lstm.simd import reserve
-from cupy_lstm.simd.reserve import LARGE, LARGEST, MOST, piece
+from cupy_lstm.simd.reserve import LARGE, LARGEST, MOST, MOST_PIECES, piece
 
 
 @pytest.fixture(autouse=True)
@@ -79,6 +79,31 @@ def test_no_more_than_a_limit_is_kept():
     for number in (3, 0, 6, 1, 2, 5, 4):
         pieces[number] = None
     assert kept() == [size + number for number in (1, 2, 5, 4)]
+
+
+def test_no_more_than_a_number_is_kept():
+    pieces = [piece(LARGE + number) for number in range(MOST_PIECES + 5)]
+    while pieces:
+        del pieces[0]
+    assert kept() == [LARGE + number for number in range(5, MOST_PIECES + 5)]
+
+
+def test_garbage_may_be_collected_at_any_moment():
+    """Its finalizers keep memory while another piece is being looked for, or kept."""
+
+    class Cycle:
+        def __init__(self, held):
+            self.held, self.own = held, self
+
+    before = gc.get_threshold()
+    gc.set_threshold(1)
+    try:
+        for number in range(300):
+            Cycle([piece(LARGE + 8 * (number % 5 + k)) for k in range(3)])
+    finally:
+        gc.set_threshold(*before)
+    gc.collect()
+    assert 0 < len(kept()) <= MOST_PIECES
 
 
 def test_what_is_kept_can_be_given_back():

@@ -288,23 +288,26 @@ def test_threads_wait_for_the_next_call_a_while(kernels, monkeypatch):
     small, large = threads.WORTH_A_WAITING_THREAD, threads.WORTH_A_THREAD
     use_threads(monkeypatch, 2)
     monkeypatch.setattr(threads, "WORTH_A_THREAD", large)
-    monkeypatch.setattr(threads, "PATIENCE", 10**8)  # seconds
+    monkeypatch.setattr(threads, "PATIENCE", 2.0)
+    monkeypatch.setattr(threads, "SOON", 0.0)
     parts, late = meeting(kernels, 2)
     with threads.crew() as team:
         (worker, *_) = threads._workers
         asleep()
-        monkeypatch.setattr(threads, "SOON", 0.0)
         assert [team.threads(work) for work in (small, large - 1, 2 * large)] == [1, 1, 2]
         assert not worker.waits
         team.run(threads.Task(parts))
         assert worker.waits
+    with threads.crew() as team:
         assert [team.threads(work) for work in (small, 2 * small, large - 1)] == [1, 2, 2]
-        monkeypatch.setattr(threads, "PATIENCE", 10**6)
-        asleep()
-        monkeypatch.setattr(threads, "SOON", 60.0)
-        deadline = time.monotonic() + 30
-        while team.threads(2 * small) == 1:
-            assert time.monotonic() < deadline
+    monkeypatch.setattr(threads, "PATIENCE", 0.05)
+    asleep()
+    monkeypatch.setattr(threads, "SOON", 60.0)
+    deadline, size = time.monotonic() + 30, 1
+    while size == 1:
+        assert time.monotonic() < deadline
+        with threads.crew() as team:
+            size = team.threads(2 * small)
     assert not late
 
 
@@ -396,7 +399,7 @@ def test_an_interrupt_waits_for_all_parts(again, kernels, monkeypatch):
 def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(sleeping, kernels, monkeypatch):
     """Those that wait for each other are all made or none, wherever in `run` the interrupt is."""
     use_threads(monkeypatch, 3)
-    monkeypatch.setattr(threads, "PATIENCE", 10 if sleeping else 10**6)
+    monkeypatch.setattr(threads, "PATIENCE", 1e-6 if sleeping else 0.02)
     made, place = numbers(1)
     interrupted = 0
 
@@ -438,30 +441,94 @@ def test_an_interrupt_at_any_moment_leaves_parts_that_meet_together(sleeping, ke
     assert interrupted >= 8
 
 
-def test_a_task_that_was_left_is_completed_before_the_next(kernels, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, TimeoutError])
+def test_whatever_a_signal_s_handler_raises_waits_for_all_parts(error, kernels, monkeypatch):
+    use_threads(monkeypatch, 3)
+    parts, late = meeting(kernels, 3)
+    task, complete, begun = threads.Task(parts), threads.Task._complete, []
+
+    def disturbed(self, begin, finish):
+        if not begun:
+            begun.append(begin(self._place))
+            raise error
+        complete(self, begin, finish)
+
+    monkeypatch.setattr(threads.Task, "_complete", disturbed)
+    with threads.crew() as team:
+        asleep()
+        with pytest.raises(error):
+            team.run(task)
+    assert begun == [2]
+    assert task._state[programs.LEFT // 8] == 0
+    assert not late
+    assert not threads._given
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_task_that_was_left_is_completed_by_whoever_takes_the_crew(count, kernels, monkeypatch):
     """As if interrupts had come so fast that not even waiting for it was possible."""
     use_threads(monkeypatch, 3)
     parts, late = meeting(kernels, 3)
-    left = threads.Task(parts)
-
-    def flooded():
-        assert routine(programs.begin)(left._place) == 2
-        raise SystemExit
-
-    with threads.crew() as team:
+    left, never = threads.Task(parts), threads.Task(parts)
+    with threads.crew():
         asleep()
-        monkeypatch.setattr(left, "_complete", flooded)
-        with pytest.raises(SystemExit):
-            team.run(left)
-        monkeypatch.undo()
-        assert left._state[programs.LEFT // 8] == 2
-        assert threads._given == {left}
-        others, late_too = meeting(kernels, 3)
+    for task in (left, never):
+        task._prepare(threads._workers[:2])
+        threads._given.add(task)
+    assert routine(programs.begin)(left._place) == 2
+    monkeypatch.setattr(threads, "thread_count", lambda: count)
+    with threads.crew() as team:
+        assert left._state[programs.LEFT // 8] == 0
+        assert never._state[programs.LEFT // 8] == 2, "a task that nobody has begun is let be"
+        assert not threads._given
+        others, late_too = meeting(kernels, count)
         team.run(threads.Task(others))
-    assert left._state[programs.LEFT // 8] == 0
-    assert not threads._given
     assert not late
     assert not late_too
+
+
+def test_a_crew_that_could_not_be_taken_is_free(monkeypatch):
+    use_threads(monkeypatch, len(threads._workers) + 3)
+
+    def interrupted(thread):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt), threads.crew():
+            pass
+    with threads.crew() as team:
+        assert team.size == len(threads._workers) + 1 > 2
+
+
+def test_a_bell_rings_once(monkeypatch):
+    use_threads(monkeypatch, 2)
+    with threads.crew():
+        (worker, *_) = threads._workers
+        asleep()
+        monkeypatch.setattr(worker, "_serve", lambda box, looks: time.sleep(0.01))
+        for _ in range(50):
+            worker.wake()
+        assert worker._bell.qsize() <= 1
+        while not worker._bell.empty():
+            time.sleep(0.001)
+        time.sleep(0.02)
+
+
+def test_one_call_that_asks_several_times_wakes_nobody(monkeypatch):
+    use_threads(monkeypatch, 2)
+    monkeypatch.setattr(threads, "WORTH_A_THREAD", 2**21)
+    monkeypatch.setattr(threads, "SOON", 60.0)
+    rung = []
+    monkeypatch.setattr(threads._Worker, "wake", lambda worker: rung.append(worker))
+    with threads.crew() as team:
+        asleep()
+        monkeypatch.setattr(threads, "_small_call", -1e9)
+        assert [team.threads(2**20) for _ in range(3)] == [1, 1, 1]
+        assert not rung
+    with threads.crew() as team:
+        assert [team.threads(2**20) for _ in range(3)] == [1, 1, 1]
+    assert len(rung) == 1
 
 
 LATE = """

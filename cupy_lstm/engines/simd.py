@@ -1,8 +1,8 @@
 """The engine for CPUs: one compiled sweep over all steps, in SIMD vectors.
 
-Weights are packed once a call; each thread takes a slice of the batch through all steps, or some
-units of all rows where rows are few or the weights large; the sums of a step and its gates stay in
-registers and the nearest cache, and padding costs nothing.
+Weights are packed once a call, or once for many (`prepare`); each thread takes a slice of the batch
+through all steps, or some units of all rows where rows are few or the weights large; the sums of a
+step and its gates stay in registers and the nearest cache, and padding costs nothing.
 The parts are in `cupy_lstm.simd`.
 """
 
@@ -50,8 +50,9 @@ def forward(
 ) -> tuple[States, Tape | None]:
     """Run one layer forward over a range of steps; see `cupy_lstm.engines.stepwise.forward`.
 
-    Weights may be given as `prepare` has packed them; then the sweep of a call that keeps nothing
-    serves the next one of its sizes, too. The results do not depend on the number of threads.
+    Weights may be given as `prepare` has packed them; then the sweep of a call that keeps nothing,
+    over all steps, without lengths and cells, serves the next one of its sizes, too. The results
+    do not depend on the number of threads.
     """
     with crew() as team:
         if isinstance(weights, Packed) and not keep:

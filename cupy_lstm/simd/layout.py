@@ -69,6 +69,11 @@ class Scratch:
         self._arrays: list[HostArray] = []
         self._shared: dict[object, int] = {}
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all that was asked for."""
+        return sum(array.nbytes for array in self._arrays)
+
     def job(self, words: tuple[int, ...]) -> int:
         """Return the address of a job."""
         self._arrays.append(numpy.array(words, "int64"))

@@ -1,5 +1,7 @@
 """Forward sweeps that keep nothing, made once and run again and again on other numbers."""
 
+from dataclasses import replace
+
 import numpy
 
 from cupy_lstm.backend import HostArray
@@ -9,19 +11,28 @@ from cupy_lstm.simd.forward import ForwardJob
 from cupy_lstm.simd.layout import Layout, address
 from cupy_lstm.simd.sweeps import ForwardSweep
 from cupy_lstm.simd.threads import Crew, Task
-from cupy_lstm.simd.weights import Packed
+from cupy_lstm.simd.weights import Packed, ReadySweeps
 from cupy_lstm.steps import Directions
 
 KEPT = 8
 """Sweeps of different sizes that packed weights remember at once."""
 
-X, Y = (ForwardJob._fields.index(name) for name in ("x", "y"))
+LARGEST = 2**21
+"""Bytes of the memory of a sweep that is remembered: what a larger one computes takes so long that
+making it does not count."""
+
+X_FIELD, Y_FIELD = (ForwardJob._fields.index(name) for name in ("x", "y"))
 
 
 class ReadySweep:
     """A sweep over all steps of arrays of one shape, and all the memory it uses.
 
     It remembers neither the arrays nor their numbers.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of that memory.
     """
 
     def __init__(
@@ -36,14 +47,16 @@ class ReadySweep:
     ) -> None:
         T, B = x.shape[:2]
         layout = Layout(layer_shape(T, B, packed.weights), x.dtype)
-        sweep = ForwardSweep(layout, x, packed, states, None, reverse, range(T), keep=False)
-        self._task = Task(sweep.parts(threads, x, y, None, max(1, min(chunk, T))), sweep)
+        own = replace(packed, ready=ReadySweeps())  # a cycle would outlive the weights
+        sweep = ForwardSweep(layout, x, own, states, None, reverse, range(T), keep=False)
+        self._task = Task(sweep.parts(threads, x, y, None, max(1, min(chunk, T))))
         sweep.x = numpy.empty((0, *x.shape[1:]), x.dtype)
+        self.nbytes, self._sweep = sweep.nbytes, sweep
         H, P = layout.shape.H, layout.shape.P
         self._layout, self._barriers = layout, sweep.barriers
         self._before = sweep.h[:, 0, :, :P], sweep.c[:, :, :H]
         self._after = sweep.h[:, T % 2, :, :P], sweep.c[:, :, :H]
-        self._jobs = [(job, int(job[Y]) - address(y)) for job in sweep.jobs]
+        self._jobs = [(job, int(job[Y_FIELD]) - address(y)) for job in sweep.jobs]
 
     def run(self, crew: Crew, x: HostArray, y: HostArray, states: States) -> States:
         """Run from these states over x [T,B,I] into y [T,B,D,P]; return the states after it."""
@@ -52,9 +65,11 @@ class ReadySweep:
         self._barriers.fill(0)
         inputs, outputs = address(x), address(y)
         for job, offset in self._jobs:
-            job[X], job[Y] = inputs, outputs + offset
+            job[X_FIELD], job[Y_FIELD] = inputs, outputs + offset
+        self._task.alive = self._sweep, x, y
         with stage("sweep", self._layout.shape, self._layout.dtype):
             crew.run(self._task)
+        self._task.alive = None
         h, c = self._after
         return h.copy(), c.copy()
 
@@ -88,7 +103,8 @@ def run_ready(
     if sweep is None:
         sweep = ReadySweep(packed, x, y, states, reverse, chunk, threads)
     after = sweep.run(crew, x, y, states)
-    if len(packed.ready) >= KEPT:
-        packed.ready.clear()
-    packed.ready[key] = sweep
+    if sweep.nbytes <= LARGEST:
+        packed.ready[key] = sweep
+        for oldest in list(packed.ready)[:-KEPT]:
+            packed.ready.pop(oldest, None)
     return after

@@ -17,12 +17,13 @@ LARGEST = 2**25
 """Bytes of the largest piece that is kept: of larger ones NumPy has the system make large pages,
 which are cleared much faster."""
 
-MOST = 2**27
-"""Bytes that are kept in all."""
+MOST, MOST_PIECES = 2**27, 64
+"""Bytes that are kept in all, and in how many pieces."""
 
 _free: dict[int, HostArray] = {}
-"""What is kept, by identity, the oldest first. Finalizers run in any thread and at any time, so
-each change is a single step of the interpreter."""
+"""What is kept, by identity, the oldest first. Finalizers run in any thread and at any time, in the
+middle of these functions, too: so each change, and each look at all of it, is a single step of the
+interpreter, in which no garbage can be collected."""
 
 
 def piece(size: int) -> HostArray:
@@ -48,8 +49,8 @@ def release() -> None:
 
 def _fitting(size: int) -> HostArray | None:
     """Take a piece of that size, or of little more, out of what is kept."""
-    for name, memory in reversed(list(_free.items())):
-        if size <= memory.size <= size + size // 4 and _free.pop(name, None) is not None:
+    for memory in reversed(list(_free.values())):
+        if size <= memory.size <= size + size // 4 and _free.pop(id(memory), None) is not None:
             return memory
     return None
 
@@ -57,10 +58,10 @@ def _fitting(size: int) -> HostArray | None:
 def _keep(memory: HostArray) -> None:
     """Keep a piece, and forget the oldest ones where all of them are too much."""
     _free[id(memory)] = memory
-    kept = list(_free.items())
-    total = sum(other.size for _, other in kept)
-    for name, other in kept:
-        if total <= MOST:
+    kept = list(_free.values())
+    total = sum(other.size for other in kept)
+    for number, other in enumerate(kept):
+        if total <= MOST and len(kept) - number <= MOST_PIECES:
             break
-        _free.pop(name, None)
+        _free.pop(id(other), None)
         total -= other.size

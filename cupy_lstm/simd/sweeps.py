@@ -106,6 +106,11 @@ class ForwardSweep:
                     target[times, :, d] = filled[times, :, d]
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the states and of what `parts` has made."""
+        return self.h.nbytes + self.c.nbytes + self.scratch.nbytes
+
+    @property
     def work(self) -> int:
         """Multiply-adds of the products."""
         _, _, I, H, P, _ = self.layout.shape  # noqa: E741
@@ -118,7 +123,7 @@ class ForwardSweep:
         layout, scratch = self.layout, Scratch(self.layout)
         m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
         self.barriers = numpy.zeros((layout.shape.D, 8), "int64")
-        self.memory = scratch, m
+        self.scratch, self.m = scratch, m
         sweep = kernel(forward_sweep, layout.lanes)
         found: list[list[Call]] = []
         for shares in split(layout, self.rows, threads, m is not None):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import perf_counter
+from typing import Any
 
 import numba
 import numpy
@@ -28,11 +29,11 @@ WORTH_A_THREAD = 2**21
 WORTH_A_WAITING_THREAD = 2**17
 """The same for a thread that is awake, and waits for its next task in a loop."""
 
-PATIENCE = 10_000
-"""Looks for another task before a thread goes to sleep; 20 ns each on a CPU of 2023."""
+PATIENCE = 2e-4
+"""Seconds for which a thread looks out for another task before it sleeps, about."""
 
 SOON = 2e-4
-"""Seconds in which that many looks are over, about."""
+"""Seconds from one small call to the next in which it is worth while to wake a thread."""
 
 
 def _limit() -> int:
@@ -98,41 +99,53 @@ class Task:
         if not self.size:
             return
         workers = workers[: self.size - 1]
-        if workers:
-            for task in tuple(_given):
-                task._complete()
-                _given.discard(task)
-            if workers != self._workers:
-                self._workers = workers
-                self._boxes[:, 0] = [worker.box for worker in workers]
-        self._state[:] = self._fresh
+        self._prepare(workers)
+        begin, finish = routine(programs.begin), routine(programs.finish)
         interrupted: BaseException | None = None
         while True:
-            # An interrupt can come between any two lines; what is asked for twice is done once.
+            # An interrupt, or what else a signal's handler raises, can come between any two lines;
+            # what is asked for twice is done once.
             try:
                 if workers:
                     _given.add(self)
-                self._complete()
+                self._complete(begin, finish)
                 _given.discard(self)
                 break
-            except KeyboardInterrupt as error:
+            except BaseException as error:
                 interrupted = error
         if self._state[programs.FAILED // 8]:
             raise RuntimeError("a compiled kernel has failed: this is a mistake in cupy_lstm")
         if interrupted is not None:
             raise interrupted
 
-    def _complete(self) -> None:
+    def _prepare(self, workers: "Sequence[_Worker]") -> None:
+        """Make a task of it that nobody has begun, for these workers."""
+        if workers != self._workers:
+            self._workers = workers
+            self._boxes[:, 0] = [worker.box for worker in workers]
+        self._state[:] = self._fresh
+
+    def _complete(self, begin: Any, finish: Any) -> None:
         """Do what is not done of this task."""
-        if routine(programs.begin)(self._place):
+        if begin(self._place):
             for worker in self._workers:
                 worker.wake()
-            routine(programs.finish)(self._place)
+            finish(self._place)
+
+    def complete_if_given(self) -> None:
+        """Do what is not done of a task that workers are at."""
+        if self._state[programs.GIVEN // 8]:
+            self._complete(routine(programs.begin), routine(programs.finish))
+        _given.discard(self)
 
 
 _given: set[Task] = set()
-"""The task that workers may be at. After a flood of interrupts it may be an earlier one, whose
-memory must stay until it is completed."""
+"""The task that workers may be at. After a flood of interrupts it may be one that nobody waits for
+any more; its memory stays until whoever takes the crew next has completed it."""
+
+
+LOOKS = 500
+"""Looks by which their time is measured."""
 
 
 class _Worker(Thread):
@@ -153,11 +166,19 @@ class _Worker(Thread):
         self.box = address(self._words)
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._serve = routine(programs.serve)
+        self._seconds_a_look = min(self._looked() for _ in range(3)) / LOOKS
         self.start()
+
+    def _looked(self) -> float:
+        """Return the seconds that some looks into the box take."""
+        start = perf_counter()
+        self._serve(self.box, LOOKS)
+        return perf_counter() - start
 
     def wake(self) -> None:
         """Let it look into its box."""
-        self._bell.put(None)
+        if self._bell.empty():  # else it will look after this
+            self._bell.put(None)
 
     @property
     def waits(self) -> bool:
@@ -167,7 +188,7 @@ class _Worker(Thread):
     def run(self) -> None:
         while True:
             self._bell.get()
-            self._serve(self.box, PATIENCE)
+            self._serve(self.box, int(PATIENCE / self._seconds_a_look))
 
 
 class Crew:
@@ -181,25 +202,30 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
+        self._awake: bool | None = None
 
     def threads(self, work: int) -> int:
         """Return how many threads are worth while for so many multiply-adds."""
         worth = WORTH_A_THREAD
-        if worth > work >= WORTH_A_WAITING_THREAD and self.size > 1 and self._others_wait():
+        if worth > work >= WORTH_A_WAITING_THREAD and self._others_wait():
             worth = WORTH_A_WAITING_THREAD
         return max(1, min(self.size, work // worth))
 
     def _others_wait(self) -> bool:
-        """Whether the others are awake; where small calls follow each other, let them wake up."""
+        """Whether the others were awake when this call began.
+
+        Where small calls follow each other, let them wake up.
+        """
         global _small_call
-        others = _workers[: self.size - 1]
-        if all(worker.waits for worker in others):
-            return True
-        before, _small_call = _small_call, perf_counter()
-        if _small_call - before < SOON:
-            for worker in others:
-                worker.wake()
-        return False
+        if self._awake is None:
+            others = _workers[: self.size - 1]
+            self._awake = all(worker.waits for worker in others)
+            if not self._awake:
+                before, _small_call = _small_call, perf_counter()
+                if _small_call - before < SOON:
+                    for worker in others:
+                        worker.wake()
+        return self._awake
 
     def run(self, task: Task) -> None:
         """Run a task of at most as many programs."""
@@ -235,10 +261,15 @@ class crew:  # noqa: N801 - used like a function
             return Crew(1)
         self._taken = lock
         try:
+            for task in tuple(_given):
+                task.complete_if_given()
             while len(_workers) < size - 1:
                 _workers.append(_Worker(len(_workers)))
         except RuntimeError:  # no more threads, or none any more as the interpreter ends
             size = 1 + len(_workers)
+        except BaseException:
+            lock.release()
+            raise
         return Crew(size)
 
     def __exit__(self, *exception: object) -> None:

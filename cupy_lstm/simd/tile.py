@@ -159,8 +159,8 @@ def rows_at_once(lanes: Any, rows: int) -> int:
 def lines_ahead(tile: int, panel: int, panel_bytes: int, terms: int, others: int) -> Any:
     """Return `ahead` and `ahead_step` for a tile of a panel of four columns.
 
-    The tiles of a panel fetch the panel that follows, a quarter each. Where they need not, they
-    fetch a single line that is there already, over and over.
+    The first tiles of a panel fetch the panel that follows, a line for each term each. The others,
+    or all where nothing follows, fetch a single line that is there already, over and over.
 
     Parameters
     ----------

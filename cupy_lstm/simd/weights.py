@@ -16,14 +16,11 @@ PACKING_WORK = 20
 """Multiply-adds that take as long as packing a number."""
 
 
-class Sweeps(dict[Any, Any]):
+class ReadySweeps(dict[Any, Any]):
     """Sweeps by what they are for. A copy is empty: they hold addresses of their own memory."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "Sweeps":
-        return Sweeps()
-
-    def __reduce__(self) -> tuple[type["Sweeps"], tuple[()]]:
-        return Sweeps, ()
+    def __reduce__(self) -> tuple[type["ReadySweeps"], tuple[()]]:
+        return ReadySweeps, ()
 
 
 @dataclass
@@ -36,7 +33,7 @@ class Packed:
         The weights as they were given.
     weight_ho : list of array
         Empty without a projection.
-    ready : Sweeps
+    ready : ReadySweeps
         Those that have these weights, for `cupy_lstm.simd.ready`.
     """
 
@@ -45,7 +42,7 @@ class Packed:
     weight_hh: list[HostArray]
     weight_ho: list[HostArray]
     bias: list[HostArray]
-    ready: Sweeps = field(default_factory=Sweeps, repr=False)
+    ready: ReadySweeps = field(default_factory=ReadySweeps, repr=False)
 
     @property
     def products(self) -> int:
