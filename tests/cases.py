@@ -370,6 +370,7 @@ def aim_at_steps(monkeypatch, name: str, shape: Shape, steps: int, itemsize: int
     if name == "simd":
         step = plan.simd_step_bytes(shape, itemsize, True)
         monkeypatch.setattr(plan, "SIMD_CHUNK_BYTES", steps * step)
+        monkeypatch.setattr(plan, "SIMD_FAR_BYTES", 2**62)
     else:
         step = plan.step_bytes(shape, itemsize, True)
         monkeypatch.setitem(plan.CHUNK_BYTES, "numpy", steps * step)

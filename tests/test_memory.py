@@ -27,6 +27,7 @@ from cupy_lstm.functional import lstm_backward, lstm_forward
 from cupy_lstm.gates import HostGates
 from cupy_lstm.notation import LayerGradients, LayerWeights, Shape, Wanted
 from cupy_lstm.plan import plan_sweep
+from cupy_lstm.simd import reserve
 
 NUMPY_BUFFERS = 3 * 8192 * 8
 """NumPy's element-wise functions may pass through a buffer of 8192 elements an operand."""
@@ -37,6 +38,12 @@ OBJECTS = 16 * 2**10
 SLACK = NUMPY_BUFFERS + OBJECTS
 
 each_engine = pytest.mark.parametrize("name", HOST_ENGINES)
+
+
+@pytest.fixture(autouse=True)
+def nothing_of_earlier_calls(monkeypatch):
+    """Pieces that an earlier call has left may be larger than what is asked for."""
+    monkeypatch.setattr(reserve, "LARGEST", 0)
 
 
 @pytest.fixture

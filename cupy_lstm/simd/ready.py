@@ -6,7 +6,7 @@ import numpy
 
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import States, layer_shape
-from cupy_lstm.ranges import stage
+from cupy_lstm.ranges import detailed, stage
 from cupy_lstm.simd.forward import ForwardJob
 from cupy_lstm.simd.layout import Layout, address
 from cupy_lstm.simd.sweeps import ForwardSweep
@@ -49,9 +49,10 @@ class ReadySweep:
         layout = Layout(layer_shape(T, B, packed.weights), x.dtype)
         own = replace(packed, ready=ReadySweeps())  # a cycle would outlive the weights
         sweep = ForwardSweep(layout, x, own, states, None, reverse, range(T), keep=False)
-        self._task = Task(sweep.parts(threads, x, y, None, max(1, min(chunk, T))))
+        parts, scratch = sweep.parts(threads, x, y, None, max(1, min(chunk, T)))
         sweep.x = numpy.empty((0, *x.shape[1:]), x.dtype)
-        self.nbytes, self._sweep = sweep.nbytes, sweep
+        self._task, self._memory = Task(parts), (sweep, scratch)
+        self.nbytes = sweep.h.nbytes + sweep.c.nbytes + scratch.nbytes
         H, P = layout.shape.H, layout.shape.P
         self._layout, self._barriers = layout, sweep.barriers
         self._before = sweep.h[:, 0, :, :P], sweep.c[:, :, :H]
@@ -66,8 +67,10 @@ class ReadySweep:
         inputs, outputs = address(x), address(y)
         for job, offset in self._jobs:
             job[X_FIELD], job[Y_FIELD] = inputs, outputs + offset
-        self._task.alive = self._sweep, x, y
-        with stage("sweep", self._layout.shape, self._layout.dtype):
+        self._task.alive = self._memory, x, y
+        # Weights are packed: a sweep has this one stage.
+        name = "recurrence" if detailed() else "sweep"
+        with stage(name, self._layout.shape, self._layout.dtype):
             crew.run(self._task)
         self._task.alive = None
         h, c = self._after

@@ -94,21 +94,15 @@ class ForwardSweep:
         x = row_major(self.x)
         outputs = y if has_rows(y) else numpy.empty(y.shape, y.dtype)
         kept = cells if cells is None or has_rows(cells) else numpy.empty(cells.shape, cells.dtype)
-        threads = stages.crew.threads(self.work)
-        stages.add(
-            "recurrence", self.parts(threads, x, outputs, kept, chunk), self, x, outputs, kept
-        )
+        parts, scratch = self.parts(stages.crew.threads(self.work), x, outputs, kept, chunk)
+        stages.add("recurrence", parts, self, x, outputs, kept, scratch)
+        del scratch  # the stages have it until they have run
         stages.run()
         for target, filled in ((y, outputs), (cells, kept)):
             if target is not None and filled is not None and filled is not target:
                 for d, rows in enumerate(self.rows):
                     times = slice(min(rows.times), max(rows.times) + 1)
                     target[times, :, d] = filled[times, :, d]
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the states and of what `parts` has made."""
-        return self.h.nbytes + self.c.nbytes + self.scratch.nbytes
 
     @property
     def work(self) -> int:
@@ -118,21 +112,19 @@ class ForwardSweep:
 
     def parts(
         self, threads: int, x: HostArray, y: HostArray, cells: HostArray | None, chunk: int
-    ) -> list[list[Call]]:
-        """Return what each thread does; its memory belongs to this object."""
+    ) -> tuple[list[list[Call]], Scratch]:
+        """Return what each thread does, and memory that must live as long, beside this object."""
         layout, scratch = self.layout, Scratch(self.layout)
-        m = layout.empty(*self.c.shape) if self.packed.weight_ho else None
         self.barriers = numpy.zeros((layout.shape.D, 8), "int64")
-        self.scratch, self.m = scratch, m
         sweep = kernel(forward_sweep, layout.lanes)
         found: list[list[Call]] = []
-        for shares in split(layout, self.rows, threads, m is not None):
+        for shares in split(layout, self.rows, threads, bool(self.packed.weight_ho)):
             found.append([])
             for share in shares:
-                job = self.job(share, x, y, cells, m, chunk, scratch)
+                job = self.job(share, x, y, cells, chunk, scratch)
                 self.jobs.append(numpy.array(job, "int64"))
                 found[-1].append((sweep, address(self.jobs[-1])))
-        return found
+        return found, scratch
 
     def job(
         self,
@@ -140,7 +132,6 @@ class ForwardSweep:
         x: HostArray,
         y: HostArray,
         cells: HostArray | None,
-        m: HostArray | None,
         chunk: int,
         scratch: Scratch,
     ) -> ForwardJob:
@@ -182,7 +173,7 @@ class ForwardSweep:
             cells_row=0 if cells is None else cells.strides[1],
             h=address(self.h[d]),
             c=address(self.c[d]),
-            m=0 if m is None else address(m[d]),
+            m=scratch.shared(("m", d), B, self.layout.c_width) if packed.weight_ho else 0,
             gates=gates,
             cell_steps=address(self.cell_steps[d]) if self.keep else 0,
             chunk=chunk,
