@@ -7,7 +7,7 @@ H columns; what is beyond a last column is zero.
 ============ ====================================================================
 by units     [J][K][4][lanes]: block j of all four gates side by side, K = I or P;
              a tile's columns are the gates i, f, g, o of the same units
-by columns   panels of [K][4][lanes], then what is left in panels of [K][1][lanes];
+by columns   panels of [K][4][lanes], the last one of as many blocks as are left;
              the panel that begins with block v lies v * K vectors from the start
 ============ ====================================================================
 
@@ -129,8 +129,8 @@ def unpack_bias(lanes: Any, place: int) -> None:
 
 @njit(nogil=True)
 def panel_width(block: int, blocks: int) -> int:
-    """Return how many blocks the panel has that begins with `block`: 4, or 1 near the end."""
-    return 4 if block % 4 == 0 and block + 4 <= blocks else 1
+    """Return how many blocks the panel has that begins with `block`: 4, or what is left."""
+    return min(4, blocks - block)
 
 
 @njit(nogil=True)

@@ -262,7 +262,7 @@ def add_input_gradient(lanes: Any, place: int) -> None:
     # A product in whole vectors goes straight to its place; the panel with the last few numbers of
     # a row would write beyond it.
     split = job.columns // lane
-    if split < blocks and split < blocks // 4 * 4:
+    if split < blocks:
         split = split // 4 * 4
     gates, places = job.tables, job.tables + 8 * job.chunk
     products, zeros = places + 8 * job.chunk, places + 16 * job.chunk

@@ -1,7 +1,7 @@
 """The register tile: a small matrix product whose sums stay in registers from first to last.
 
 Everything that costs the engine time is this one loop. A tile has up to `Lanes.rows` rows and
-1 or 4 vectors of columns: 24 sums where there are 32 registers, 12 where there are 16.
+1 to 4 vectors of columns: 24 sums where there are 32 registers, 12 where there are 16.
 """
 
 from typing import Any
@@ -191,7 +191,7 @@ def multiply(
     ahead: int,
     ahead_step: int,
 ) -> None:
-    """Compute a tile of rows, given by their addresses, and 1, 4 or 8 columns of a packed matrix.
+    """Compute a tile of rows, given by their addresses, and 1 to 4 or 8 columns of a packed matrix.
 
     Eight columns are two panels of four, one behind the other. `ahead` and `ahead_step` are those
     of `multiply_tile`.
@@ -206,6 +206,16 @@ def multiply(
     elif columns == 4:
         multiply_tile(
             lanes, 4, False, rows, terms, a, size, packed, 4 * vector, group,
+            start, out, offset, vector, ahead, ahead_step,
+        )  # fmt: skip
+    elif columns == 3:
+        multiply_tile(
+            lanes, 3, False, rows, terms, a, size, packed, 3 * vector, group,
+            start, out, offset, vector, ahead, ahead_step,
+        )  # fmt: skip
+    elif columns == 2:
+        multiply_tile(
+            lanes, 2, False, rows, terms, a, size, packed, 2 * vector, group,
             start, out, offset, vector, ahead, ahead_step,
         )  # fmt: skip
     else:
