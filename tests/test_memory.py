@@ -40,14 +40,10 @@ SLACK = NUMPY_BUFFERS + OBJECTS
 each_engine = pytest.mark.parametrize("name", HOST_ENGINES)
 
 
-@pytest.fixture(autouse=True)
-def nothing_of_earlier_calls(monkeypatch):
-    """Pieces that an earlier call has left may be larger than what is asked for."""
-    monkeypatch.setattr(reserve, "LARGEST", 0)
-
-
 @pytest.fixture
-def traced():
+def traced(monkeypatch):
+    # What an earlier call has left is no need of this one, and may be larger than what it asks for.
+    monkeypatch.setattr(reserve, "LARGEST", 0)
     # A rehearsal: what is imported or compiled at the first call is not of its workspace.
     warmup()
     for name in HOST_ENGINES:
