@@ -36,13 +36,15 @@ class Share:
     team: int
 
 
-def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -> list[list[Share]]:
+def split(
+    layout: Layout, rows: Sequence[Rows], threads: int, projected: bool, group: int
+) -> list[list[Share]]:
     """Divide a sweep among threads; return the shares of each.
 
     Rows are independent, so each thread takes some through all steps. Where there are few, or the
     weights are large, each would read all weights at every step for little work; then threads
-    take some units of all rows each, in groups of four blocks, and meet after every step; but a
-    projection needs all units.
+    take some units of all rows each, in groups of so many blocks, and meet after every step; but
+    a projection needs all units.
     """
     B, D, blocks = layout.shape.B, layout.shape.D, layout.blocks
     team = min(threads // D, blocks // 4)
@@ -53,7 +55,7 @@ def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -
         return [
             [Share(d, 0, B, first, last, team)]
             for d in range(D)
-            for first, last in block_ranges(blocks, team)
+            for first, last in block_ranges(blocks, team, group)
         ]
     parts = []
     for first, last in pairwise(even(numpy.concatenate([some.steps for some in rows]), threads)):
@@ -62,10 +64,10 @@ def split(layout: Layout, rows: Sequence[Rows], threads: int, projected: bool) -
     return parts
 
 
-def block_ranges(blocks: int, threads: int) -> list[tuple[int, int]]:
-    """Return the first and last block for each thread, in groups of four; no range is empty."""
-    threads = max(1, min(threads, blocks // 4))
-    bounds = [4 * (blocks // 4 * p // threads) for p in range(threads)] + [blocks]
+def block_ranges(blocks: int, threads: int, group: int) -> list[tuple[int, int]]:
+    """Return the first and last block for each thread, in groups; no range is empty."""
+    threads = max(1, min(threads, blocks // group))
+    bounds = [group * (blocks // group * p // threads) for p in range(threads)] + [blocks]
     return list(pairwise(bounds))
 
 

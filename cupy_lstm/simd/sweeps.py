@@ -10,12 +10,16 @@ from cupy_lstm.simd.backward import BackwardJob, backward_sweep
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.forward import ForwardJob, forward_sweep
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.products import PANEL
 from cupy_lstm.simd.rows import Rows, rows_of
 from cupy_lstm.simd.sharing import Share, split
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.threads import Call
 from cupy_lstm.simd.weights import Packed, Packing
 from cupy_lstm.steps import Directions
+
+PAIR = 2
+"""Blocks that the forward sweep takes together where rows are few."""
 
 
 @dataclass
@@ -118,7 +122,7 @@ class ForwardSweep:
         self.barriers = numpy.zeros((layout.shape.D, 8), "int64")
         sweep = kernel(forward_sweep, layout.lanes)
         found: list[list[Call]] = []
-        for shares in split(layout, self.rows, threads, bool(self.packed.weight_ho)):
+        for shares in split(layout, self.rows, threads, bool(self.packed.weight_ho), PAIR):
             found.append([])
             for share in shares:
                 job = self.job(share, x, y, cells, chunk, scratch)
@@ -250,8 +254,8 @@ class BackwardSweep:
         barriers = numpy.zeros((D, 8), "int64")
         sweep = kernel(backward_sweep, layout.lanes)
         parts = []
-        work = sum(rows.total for rows in self.tape.rows) * 4 * H * P
-        for shares in split(layout, self.tape.rows, stages.crew.threads(work), bool(weight_ho)):
+        count = stages.crew.threads(sum(rows.total for rows in self.tape.rows) * 4 * H * P)
+        for shares in split(layout, self.tape.rows, count, bool(weight_ho), PANEL):
             part = []
             for share in shares:
                 d = share.direction

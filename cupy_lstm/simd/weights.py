@@ -8,6 +8,7 @@ from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Scratch, address, contiguous
+from cupy_lstm.simd.products import PANEL
 from cupy_lstm.simd.sharing import block_ranges
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.threads import Call
@@ -122,10 +123,10 @@ class Packing:
         into: HostArray,
         blocks: int,
     ) -> None:
-        """Divide a matrix as the threads will use it where they divide the units."""
+        """Divide a matrix about as the threads will use it where they divide the units."""
         weight = contiguous(weight)
         threads = self._stages.crew.threads(PACKING_WORK * into.size)
-        for part, (first, last) in enumerate(block_ranges(blocks, threads)):
+        for part, (first, last) in enumerate(block_ranges(blocks, threads, PANEL)):
             self._add(function, weight, rows, columns, into, first=first, last=last, part=part)
 
     def _add(
