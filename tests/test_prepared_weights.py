@@ -536,3 +536,22 @@ def test_every_kind_of_call_takes_prepared_weights(call, time_major, checkpoint_
         for _ in range(3):
             assert flat_equal(lstm(x, **options), expected)
     assert len(prepared) == 2
+
+
+def test_an_unpickled_gradient_is_not_in_memory_of_others():
+    """As where a pickle's buffers travel beside it: they may be such that nobody may write."""
+    lstm = LSTM(3, 4, seed=0)
+    x = np.ones((2, 5, 3), "float32")
+    y, _ = lstm(x)
+    lstm.backward(y)
+    buffers = []
+    pickled = pickle.dumps(lstm, protocol=5, buffer_callback=buffers.append)
+    kept = [bytes(buffer) for buffer in buffers]
+    assert kept
+    before = [bytes(bytearray(one)) for one in kept]
+    other = pickle.loads(pickled, buffers=kept)
+    y, _ = other(x)
+    other.backward(y)
+    assert kept == before
+    for ours, first in zip(other.parameters(), lstm.parameters(), strict=True):
+        assert np.array_equal(ours.grad, 2 * first.grad)
