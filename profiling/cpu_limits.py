@@ -244,7 +244,8 @@ def floor_ms(case: Case, limits: Limits, count: int) -> tuple[float, str]:
         parts["arithmetic"] += projection + (case.T * step if step >= read else 0)
         parts["reading"] += case.T * read if read > step else 0
         vectors = case.T * case.B * case.D * units / LANES.count
-        parts["gates"] += vectors * limits.gates * 1e-6 / min(count, case.B * case.D * units / 64)
+        busy = max(1, min(count, case.B * case.D * units // 64))
+        parts["gates"] += vectors * limits.gates * 1e-6 / busy
     return sum(parts.values()), max(parts, key=lambda name: parts[name])
 
 

@@ -3,7 +3,9 @@
 import copy
 import ctypes
 import gc
+import os
 import pickle
+import signal
 import threading
 import types
 import weakref
@@ -11,6 +13,7 @@ import weakref
 import numpy as np
 import pytest
 from face import flat_equal, normal
+from simd_bed import needs_fork
 
 from cupy_lstm import LSTM, SGD, buffer, lstm_forward, no_grad
 from cupy_lstm.buffer import Buffer
@@ -555,3 +558,25 @@ def test_an_unpickled_gradient_is_not_in_memory_of_others():
     assert kept == before
     for ours, first in zip(other.parameters(), lstm.parameters(), strict=True):
         assert np.array_equal(ours.grad, 2 * first.grad)
+
+
+@needs_fork
+def test_a_forked_child_can_borrow_while_a_thread_of_its_parent_does():
+    lstm, held, done = LSTM(3, 4, seed=0), threading.Event(), threading.Event()
+
+    def borrow():
+        with buffer._lending:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=borrow)
+    thread.start()
+    held.wait(30)
+    child = os.fork()
+    if not child:
+        signal.alarm(30)
+        os._exit(0 if lstm.weight_ih_l0.data.size == 48 else 1)
+    _, status = os.waitpid(child, 0)
+    done.set()
+    thread.join()
+    assert status == 0
