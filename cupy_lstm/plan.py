@@ -21,6 +21,7 @@ from cupy_lstm.workspace import (
     persistent_step_bytes,
     simd_fixed_bytes,
     simd_output_bytes,
+    simd_split_bytes,
     simd_step_bytes,
     single_fixed_bytes,
     single_step_bytes,
@@ -297,7 +298,7 @@ def _chunk(
         step, fixed, aim = simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), SIMD_CHUNK_BYTES
         if fixed > SIMD_FAR_BYTES:
             aim *= 4
-        outputs = simd_output_bytes(*sizes)
+        outputs = simd_output_bytes(*sizes) + simd_split_bytes(*sizes)
     elif launch is not None:
         step, fixed = persistent_step_bytes(*sizes, launch.inside), persistent_fixed_bytes(*sizes)
         if isinstance(launch, Teams):

@@ -341,7 +341,7 @@ class _Snapshot:
         key = plan.engine, layer
         if key not in self._prepared:
             prepare = getattr(engine, "prepare", None)
-            self._prepared[key] = weights if prepare is None else prepare(weights)
+            self._prepared[key] = weights if prepare is None else prepare(weights, self._batch)
         return _LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
 
 

@@ -23,6 +23,7 @@ from cupy_lstm.workspace import (
     fixed_bytes,
     simd_fixed_bytes,
     simd_output_bytes,
+    simd_split_bytes,
     simd_step_bytes,
     step_bytes,
 )
@@ -70,7 +71,8 @@ def needs(name, shape, dtype, training):
     """Bytes of a step of a chunk, of what a call needs beside them, of what no chunk changes."""
     sizes = shape, ITEMSIZE[dtype], training
     if name == "simd":
-        return simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), simd_output_bytes(*sizes)
+        beside = simd_output_bytes(*sizes) + simd_split_bytes(*sizes)
+        return simd_step_bytes(*sizes), simd_fixed_bytes(*sizes), beside
     return step_bytes(*sizes), fixed_bytes(*sizes), 0
 
 

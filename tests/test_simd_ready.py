@@ -139,7 +139,7 @@ def test_stale_weights_are_freed_at_once():
     try:
         run(packed, x, states)
         (sweep,) = packed.ready.values()
-        watched = [weakref.ref(sweep), weakref.ref(packed.weight_hh[0])]
+        watched = [weakref.ref(sweep), weakref.ref(sweep._memory[0].packed.weight_hh[0])]
         del packed, sweep
         assert all(one() is None for one in watched)
     finally:

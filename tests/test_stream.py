@@ -428,7 +428,8 @@ def packing(monkeypatch):
     """An engine that packs weights once; return the layers it has packed."""
     packed = []
 
-    def prepare(weights):
+    def prepare(weights, batch):
+        assert batch == 2
         packed.append(weights)
         return types.SimpleNamespace(unpacked=weights)
 

@@ -46,11 +46,12 @@ def warmup(dtypes: Sequence[str] | str = ("float32", "float64")) -> bool:
             raise ValueError(f"dtypes must be of ('float32', 'float64'), received {dtype!r}")
     if simd_missing():
         return False
-    from cupy_lstm.simd.compiled import KERNELS, ROUTINES, host_lanes, kernel, routine
+    from cupy_lstm.simd.compiled import ROUTINES, host_lanes, kernel, kernels_for, routine
 
     for dtype in dtypes:
-        for function in KERNELS:
-            kernel(function, host_lanes(dtype))
+        lanes = host_lanes(dtype)
+        for function in kernels_for(lanes):
+            kernel(function, lanes)
     for function in ROUTINES:
         routine(function)
     return True

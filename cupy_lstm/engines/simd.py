@@ -7,37 +7,33 @@ The parts are in `cupy_lstm.simd`.
 """
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted, layer_shape
+from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.simd.gradients import Products, Sums
-from cupy_lstm.simd.layout import Layout, has_rows, row_major
+from cupy_lstm.simd.layout import has_rows, layout_of, row_major
 from cupy_lstm.simd.ready import run_ready
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.sweeps import BackwardSweep, ForwardSweep, Tape
 from cupy_lstm.simd.threads import crew
-from cupy_lstm.simd.weights import Packed, Packing
+from cupy_lstm.simd.weights import Prepared, pack
 from cupy_lstm.steps import Directions, Tapes
 
 
-def prepare(weights: LayerWeights) -> Packed:
-    """Pack the weights of a layer, to be given to any number of calls of `forward`."""
-    with crew() as team:
-        stages = Stages(Layout(layer_shape(0, 0, weights), weights.weight_hh.dtype), team)
-        packed = _packed(weights, stages)
-        stages.run()
-    return packed
+def prepare(weights: LayerWeights, batch: int | None = None) -> Prepared:
+    """Return the weights of a layer to be given to any number of calls of `forward`.
 
-
-def _packed(weights: LayerWeights, stages: Stages) -> Packed:
-    """Return the weights as they are when the stages have run."""
-    packing = Packing(stages)
-    packed = packing.forward(weights)
-    packing.finish()
-    return packed
+    They must not change from here on. What calls with so many rows need is made now, the rest when
+    a call needs it.
+    """
+    prepared = Prepared(weights)
+    if batch is not None:
+        with crew() as team:
+            prepared.packed(batch, team)
+    return prepared
 
 
 def forward(
     x: HostArray,
-    weights: LayerWeights | Packed,
+    weights: LayerWeights | Prepared,
     states: States,
     lengths: HostArray | None,
     *,
@@ -50,19 +46,21 @@ def forward(
 ) -> tuple[States, Tape | None]:
     """Run one layer forward over a range of steps; see `cupy_lstm.engines.stepwise.forward`.
 
-    Weights may be given as `prepare` has packed them; then the sweep of a call that keeps nothing,
+    Weights may be given as `prepare` returns them; then the sweep of a call that keeps nothing,
     over all steps, without lengths and cells, serves the next one of its sizes, too. The results
     do not depend on the number of threads.
     """
+    T, B = x.shape[:2]
     with crew() as team:
-        if isinstance(weights, Packed) and not keep:
+        if isinstance(weights, Prepared):
             whole = lengths is None and cells is None and steps is None
-            if whole and x.size and has_rows(x) and has_rows(y):
+            if whole and not keep and x.size and has_rows(x) and has_rows(y):
                 return run_ready(weights, team, x, y, states, reverse, chunk), None
-        T, B = x.shape[:2]
-        given = weights.weights if isinstance(weights, Packed) else weights
-        stages = Stages(Layout(layer_shape(T, B, given), x.dtype), team)
-        packed = weights if isinstance(weights, Packed) else _packed(weights, stages)
+            packed = weights.packed(B, team)
+            stages = Stages(layout_of(T, B, weights.weights), team)
+        else:
+            stages = Stages(layout_of(T, B, weights), team)
+            packed = pack(weights, stages)
         steps = range(T) if steps is None else steps
         run = ForwardSweep(stages.layout, x, packed, states, lengths, reverse, steps, keep)
         if len(steps) and B:

@@ -50,6 +50,8 @@ class BackwardJob(NamedTuple):
         A row of zeros, as long as the longer of h and c.
     tables
         Scratch for two tables of rows.
+    tiles
+        Address of the `TileBackJob` of a sweep in the matrix unit.
     """
 
     steps: int
@@ -84,6 +86,7 @@ class BackwardJob(NamedTuple):
     tables: int
     team: int
     barrier: int
+    tiles: int
 
 
 @njit(nogil=True)
@@ -124,33 +127,8 @@ def backward_sweep(lanes: Any, place: int) -> None:
             c_before = job.c + (job.first_row + row) * c_bytes
             if row < before:
                 c_before = job.cell_steps + (before_slot + row) * c_bytes
-            dy = job.dy + time * job.dy_time + batch_row * job.dy_row
-            dcells = job.dcells + time * job.dcells_time + batch_row * job.dcells_row
-            for j in range(job.first_unit_block, job.last_unit_block):
-                there = min(lane, H - j * lane)
-                if job.weight_ho != 0:
-                    dm = load(lanes, read(m_rows + 8 * row) + j * vector)
-                else:
-                    dm = load(lanes, read(h_rows + 8 * row) + j * vector)
-                    if job.dy != 0:
-                        dm = dm + load_first(lanes, dy + j * vector, there)
-                dc_place = job.dc + (job.first_row + row) * c_bytes + j * vector
-                dc = load(lanes, dc_place)
-                if job.dcells != 0:
-                    dc = dc + load_first(lanes, dcells + j * vector, there)
-                c_place = job.cell_steps + (slot + row) * c_bytes + j * vector
-                z = job.gates + (slot + row) * gate_bytes + j * 4 * vector
-                i, f = load(lanes, z), load(lanes, z + vector)
-                g, o = load(lanes, z + 2 * vector), load(lanes, z + 3 * vector)
-                tanh_c = tanh(lanes, load(lanes, c_place))
-                store(c_place, o * tanh_c)
-                dc = fused(dm * o, 1.0 - tanh_c * tanh_c, dc)
-                store(z, keep_first(dc * g * i * (1.0 - i), there))
-                f_factor = load(lanes, c_before + j * vector) * f * (1.0 - f)
-                store(z + vector, keep_first(dc * f_factor, there))
-                store(z + 2 * vector, keep_first(dc * i * (1.0 - g * g), there))
-                store(z + 3 * vector, keep_first(dm * tanh_c * o * (1.0 - o), there))
-                store(dc_place, keep_first(dc * f, there))
+            dm_row = read((m_rows if job.weight_ho != 0 else h_rows) + 8 * row)
+            differentiate_row(lanes, job, time, row, batch_row, slot, c_before, dm_row)
         if job.team > 1:
             meet(job.barrier, job.team * meetings)
         first, last = job.first_unit_block, job.last_unit_block
@@ -168,6 +146,52 @@ def backward_sweep(lanes: Any, place: int) -> None:
             zeros,
             h_rows,
         )
+
+
+@njit(nogil=True)
+def differentiate_row(
+    lanes: Any, job: Any, time: int, row: int, batch_row: int, slot: int, c_before: int, dm_row: int
+) -> None:
+    """Take the gradient of some units' outputs back to their gates and cell states.
+
+    Parameters
+    ----------
+    row, batch_row, slot : int
+        The row, counted from the first one of this part; its batch row; the slot of that first
+        row.
+    c_before : int
+        Address of the row's cell state before the step.
+    dm_row : int
+        Address of the gradient of its output before a projection; without one, dy is missing.
+    """
+    lane, size = lane_count(lanes), itemsize(lanes)
+    vector = lane * size
+    H = job.hidden_size
+    c_bytes = -(-H // lane) * vector
+    dy = job.dy + time * job.dy_time + batch_row * job.dy_row
+    dcells = job.dcells + time * job.dcells_time + batch_row * job.dcells_row
+    for j in range(job.first_unit_block, job.last_unit_block):
+        there = min(lane, H - j * lane)
+        dm = load(lanes, dm_row + j * vector)
+        if job.weight_ho == 0 and job.dy != 0:
+            dm = dm + load_first(lanes, dy + j * vector, there)
+        dc_place = job.dc + (job.first_row + row) * c_bytes + j * vector
+        dc = load(lanes, dc_place)
+        if job.dcells != 0:
+            dc = dc + load_first(lanes, dcells + j * vector, there)
+        c_place = job.cell_steps + (slot + row) * c_bytes + j * vector
+        z = job.gates + ((slot + row) * c_bytes + j * vector) * 4
+        i, f = load(lanes, z), load(lanes, z + vector)
+        g, o = load(lanes, z + 2 * vector), load(lanes, z + 3 * vector)
+        tanh_c = tanh(lanes, load(lanes, c_place))
+        store(c_place, o * tanh_c)
+        dc = fused(dm * o, 1.0 - tanh_c * tanh_c, dc)
+        store(z, keep_first(dc * g * i * (1.0 - i), there))
+        f_factor = load(lanes, c_before + j * vector) * f * (1.0 - f)
+        store(z + vector, keep_first(dc * f_factor, there))
+        store(z + 2 * vector, keep_first(dc * i * (1.0 - g * g), there))
+        store(z + 3 * vector, keep_first(dm * tanh_c * o * (1.0 - o), there))
+        store(dc_place, keep_first(dc * f, there))
 
 
 @njit(nogil=True)

@@ -19,6 +19,11 @@ from numba.core import caching
 from numba.core.registry import cpu_target
 
 from cupy_lstm.simd import backward, forward, matrix, packing, products, programs
+from cupy_lstm.simd.amx import backward as amx_backward
+from cupy_lstm.simd.amx import forward as amx_forward
+from cupy_lstm.simd.amx import packing as amx_packing
+from cupy_lstm.simd.amx import products as amx_products
+from cupy_lstm.simd.amx.unit import available, fits_unit
 from cupy_lstm.simd.vector import Lanes, LanesType
 
 KERNELS = (
@@ -37,6 +42,22 @@ KERNELS = (
     packing.pack_columns_transposed,
 )
 """The kernels that programs call, each with a `Lanes` and the address of a job."""
+
+TILE_KERNELS = (
+    amx_packing.split_by_units,
+    amx_packing.split_by_columns,
+    amx_forward.forward_tiles,
+    amx_backward.backward_tiles,
+    amx_products.add_tile_products,
+    amx_products.add_tile_input_gradient,
+)
+"""Those that use the matrix unit, of float32 only."""
+
+
+def kernels_for(lanes: Lanes) -> tuple[Any, ...]:
+    """Return the kernels that an engine on this host can need for a kind of vector."""
+    return KERNELS + (TILE_KERNELS if fits_unit(lanes) and available() else ())
+
 
 ROUTINES = {
     programs.begin: types.int64(types.int64),
@@ -127,9 +148,14 @@ def _compile(function: Any, signature: Any, dtype: str = "") -> Any:
     return function.overloads[signature.args]
 
 
-@cache
+_announced: set[str] = set()
+
+
 def _announce(dtype: str, place: str) -> None:
     """Say once that there is something to wait for."""
+    if dtype in _announced:
+        return
+    _announced.add(dtype)
     print(
         f"cupy_lstm: compiling the {dtype} kernels of the CPU, a few seconds, once "
         f"(kept in {place})",
@@ -141,7 +167,7 @@ def _announce(dtype: str, place: str) -> None:
 def source_hash() -> str:
     """Return a hash of all sources of kernels."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 

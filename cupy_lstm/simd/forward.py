@@ -54,6 +54,8 @@ class ForwardJob(NamedTuple):
         Scratch for two tables of the slots of a chunk.
     team, barrier
         Threads that share these rows, and where they meet.
+    tiles
+        Address of the `TileJob` of a sweep in the matrix unit.
     """
 
     steps: int
@@ -92,6 +94,7 @@ class ForwardJob(NamedTuple):
     tables: int
     team: int
     barrier: int
+    tiles: int
 
 
 @njit(nogil=True)
@@ -111,18 +114,7 @@ def forward_sweep(lanes: Any, place: int) -> None:
     blocks_here = job.last_unit_block - job.first_unit_block
     for first in range(0, job.steps, job.chunk):
         last = min(first + job.chunk, job.steps)
-        # The slots of the chunk.
-        n, slot_here = 0, slot
-        for s in range(first, last):
-            time = job.time + s * job.direction
-            active = min(job.last_row, active_rows(job.lengths, job.batch, time))
-            for row in range(job.first_row, active):
-                place = job.x + time * job.x_time + read(job.order + 8 * row) * job.x_row
-                kept = slot_here + row if job.cell_steps != 0 else n
-                write(inputs + 8 * n, place)
-                write(gates + 8 * n, job.gates + kept * gate_bytes)
-                n += 1
-            slot_here = slot_beside(job.lengths, job.batch, slot_here, time, job.direction)
+        n = list_slots(job, first, last, slot, inputs, gates, gate_bytes)
         for j in range(job.first_unit_block, job.last_unit_block):
             panel_bytes = job.input_size * 4 * vector
             panel = job.weight_ih + j * panel_bytes
@@ -148,6 +140,70 @@ def forward_sweep(lanes: Any, place: int) -> None:
             if job.team > 1:
                 meetings += 1
                 meet(job.barrier, job.team * meetings)
+
+
+@njit(nogil=True)
+def list_slots(
+    job: Any, first: int, last: int, slot: int, inputs: int, gates: int, gate_bytes: int
+) -> int:
+    """Write the addresses of the inputs and gates of the slots of some steps; return how many.
+
+    Parameters
+    ----------
+    first, last : int
+        The steps.
+    slot : int
+        The first slot of the first step's time.
+    inputs, gates : int
+        The tables.
+    """
+    n = 0
+    for s in range(first, last):
+        time = job.time + s * job.direction
+        active = min(job.last_row, active_rows(job.lengths, job.batch, time))
+        for row in range(job.first_row, active):
+            place = job.x + time * job.x_time + read(job.order + 8 * row) * job.x_row
+            kept = slot + row if job.cell_steps != 0 else n
+            write(inputs + 8 * n, place)
+            write(gates + 8 * n, job.gates + kept * gate_bytes)
+            n += 1
+        slot = slot_beside(job.lengths, job.batch, slot, time, job.direction)
+    return n
+
+
+@njit(nogil=True)
+def update_units(
+    lanes: Any, i: Any, f: Any, g: Any, o: Any, there: int, c: int, m: int, z: int, kept: int
+) -> None:
+    """Update the state of some units of a row from the sums of their gates.
+
+    Parameters
+    ----------
+    i, f, g, o : Vector
+        The sums.
+    there : int
+        How many units there are. Beyond the last one all is zero, so that nothing there can
+        become NaN.
+    c, m : int
+        Addresses of the cell state, and of the output before a projection.
+    z, kept : int
+        Addresses that receive the gates and the cell state for the backward pass; `kept` is 0
+        without one.
+    """
+    vector = lane_count(lanes) * itemsize(lanes)
+    i = sigmoid(lanes, keep_first(i, there))
+    f = sigmoid(lanes, keep_first(f, there))
+    g = tanh(lanes, keep_first(g, there))
+    o = sigmoid(lanes, keep_first(o, there))
+    state = fused(f, load(lanes, c), i * g)
+    store(c, state)
+    store(m, o * tanh(lanes, state))
+    if kept != 0:
+        store(z, i)
+        store(z + vector, f)
+        store(z + 2 * vector, g)
+        store(z + 3 * vector, o)
+        store(kept, state)
 
 
 @njit(nogil=True)
@@ -201,40 +257,54 @@ def forward_step(
             multiply(lanes, 4 * blocks, n, P, rows, panel, z_rows, z_rows, at, ahead, step)
             for row in range(r, r + n):
                 for block in range(j, j + blocks):
-                    there = min(lane, H - block * lane)
                     z = read(gates + 8 * row) + block * 4 * vector
-                    # Beyond the last unit all is zero, so that nothing there can become NaN.
-                    i = sigmoid(lanes, keep_first(load(lanes, z), there))
-                    f = sigmoid(lanes, keep_first(load(lanes, z + vector), there))
-                    g = tanh(lanes, keep_first(load(lanes, z + 2 * vector), there))
-                    o = sigmoid(lanes, keep_first(load(lanes, z + 3 * vector), there))
-                    place = c + row * c_bytes + block * vector
-                    state = fused(f, load(lanes, place), i * g)
-                    store(place, state)
-                    store(m + row * m_bytes + block * vector, o * tanh(lanes, state))
+                    kept = 0
                     if job.cell_steps != 0:
-                        store(z, i)
-                        store(z + vector, f)
-                        store(z + 2 * vector, g)
-                        store(z + 3 * vector, o)
-                        store(job.cell_steps + (slot + row) * c_bytes + block * vector, state)
+                        kept = job.cell_steps + (slot + row) * c_bytes + block * vector
+                    update_units(
+                        lanes,
+                        load(lanes, z),
+                        load(lanes, z + vector),
+                        load(lanes, z + 2 * vector),
+                        load(lanes, z + 3 * vector),
+                        min(lane, H - block * lane),
+                        c + row * c_bytes + block * vector,
+                        m + row * m_bytes + block * vector,
+                        z,
+                        kept,
+                    )
     if job.weight_ho != 0:
         for row in range(active):
             write(gates + 8 * row, m + row * m_bytes)
             write(h_rows + 8 * row, h_to + row * h_bytes)
             clear_numbers(lanes, h_to + row * h_bytes, h_bytes // size)
         multiply_rows(lanes, active, H, P, 0, -(-P // lane), gates, job.weight_ho, h_rows, h_rows)
+    put_step(lanes, job, time, active, h_to)
+
+
+@njit(nogil=True)
+def put_step(lanes: Any, job: Any, time: int, active: int, h: int) -> None:
+    """Write the outputs, and the cell states if they are wanted, of the units of a step.
+
+    Parameters
+    ----------
+    h : int
+        Address of the outputs of the first row.
+    """
+    lane, size = lane_count(lanes), itemsize(lanes)
+    H, P = job.hidden_size, job.output_size
+    h_bytes, c_bytes = -(-P // lane) * lane * size, -(-H // lane) * lane * size
     first, last = job.first_unit_block * lane, job.last_unit_block * lane
     rows = job.last_row - job.first_row
     order = job.order + 8 * job.first_row
     put_rows(
         lanes, rows, active, first, P if job.weight_ho != 0 else min(P, last),
-        h_to, h_bytes, order, job.y + time * job.y_time, job.y_row,
+        h, h_bytes, order, job.y + time * job.y_time, job.y_row,
     )  # fmt: skip
     if job.cells != 0:
         put_rows(
-            lanes, rows, active, first, min(H, last),
-            c, c_bytes, order, job.cells + time * job.cells_time, job.cells_row,
+            lanes, rows, active, first, min(H, last), job.c + job.first_row * c_bytes, c_bytes,
+            order, job.cells + time * job.cells_time, job.cells_row,
         )  # fmt: skip
 
 

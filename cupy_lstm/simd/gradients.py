@@ -12,6 +12,13 @@ from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 from cupy_lstm.plan import SUMMED_STEPS
 from cupy_lstm.simd import packing
+from cupy_lstm.simd.amx.products import (
+    TileInputJob,
+    TileProductJob,
+    add_tile_input_gradient,
+    add_tile_products,
+)
+from cupy_lstm.simd.amx.unit import SIDE
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
 from cupy_lstm.simd.matrix import ProjectionJob, project_steps
@@ -102,9 +109,11 @@ class Products:
         """
         x, h_steps = row_major(x), self.outputs()
         packed = []
+        packing = Packing(self.stages)
         if dx is not None:
-            packing = Packing(self.stages)
-            packed = packing.gate_rows(self.weights.weight_ih, self.layout.shape.I)
+            packed = packing.gate_rows(
+                self.weights.weight_ih, self.layout.shape.I, self.layout.product_tiles
+            )
             packing.finish()
         sums = _Tiles(self.layout, self.threads, self.sums)
         for d in range(self.layout.shape.D):
@@ -119,7 +128,7 @@ class Products:
         parts = sums.products()
         self.stages.keep(self, sums, x, h0, h_steps, dh_steps, packed)
         if dx is not None:
-            for calls in self.input_gradient(dx, packed):
+            for calls in self.input_gradient(dx, packed, packing.odd):
                 # Behind the sums, whose parts are fixed: it evens out what they left uneven.
                 for part, call in zip(parts, calls, strict=True):
                     part.append(call)
@@ -215,9 +224,12 @@ class Products:
             batch=len(rows.order),
         )
 
-    def input_gradient(self, dx: HostArray, weight_ih: Sequence[HostArray]) -> list[list[Call]]:
+    def input_gradient(
+        self, dx: HostArray, weight_ih: Sequence[HostArray], odd: HostArray
+    ) -> list[list[Call]]:
         """Return the calls that add the gradient of the input to dx [T,B,I], one a thread.
 
+        `odd` is that of `Packing`.
         Where both directions are at the same times they have the same slots, and add together; if
         not, they add one after the other, for they may add to the same numbers.
         """
@@ -229,9 +241,12 @@ class Products:
         ranges = {(min(some.times), max(some.times)) for some in self.rows}
         directions = list(range(layout.shape.D))
         groups = [directions] if len(ranges) == 1 else [[d] for d in directions]
-        scratch, add = Scratch(layout), kernel(add_input_gradient, layout.lanes)
+        add = kernel(
+            add_tile_input_gradient if layout.product_tiles else add_input_gradient, layout.lanes
+        )
+        scratch = Scratch(layout)
         counters = numpy.zeros(len(groups), "int64")
-        self.stages.keep(scratch, counters)
+        self.stages.keep(scratch, counters, odd)
         found: list[list[Call]] = []
         for number, group in enumerate(groups):
             d, last = group[0], group[-1]
@@ -251,14 +266,28 @@ class Products:
                 tables=0,
                 scratch=0,
                 targets=scratch.job(places),
+                tiles=0,
             )
             found.append([])
             for _ in range(self.threads):
                 tables = scratch.table(4 * SLOTS_AT_ONCE)
                 products = scratch.numbers(SLOTS_AT_ONCE, PANEL * layout.lanes.count)
-                own = job._replace(tables=tables, scratch=products)
+                tiles = self.tile_job(len(group), odd, scratch) if layout.product_tiles else 0
+                own = job._replace(tables=tables, scratch=products, tiles=tiles)
                 found[-1].append((add, scratch.job(own)))
         return found
+
+    def tile_job(self, sides: int, odd: HostArray, scratch: Scratch) -> int:
+        """Return the address of what a thread needs beside, in the matrix unit."""
+        layout = self.layout
+        job = TileInputJob(
+            dz=scratch.numbers(sides, *layout.split_rows(SLOTS_AT_ONCE, layout.gate_width)),
+            odd=scratch.table(SLOTS_AT_ONCE),
+            odd_weights=address(odd),
+            sums=scratch.numbers(2, SIDE, layout.x_width),
+            configuration=scratch.numbers(16),
+        )
+        return scratch.job(job)
 
 
 class _Tiles:
@@ -267,7 +296,7 @@ class _Tiles:
     def __init__(self, layout: Layout, threads: int, results: Sums) -> None:
         self.layout, self.threads, self.results = layout, threads, results
         self.one = numpy.ones(1, layout.dtype)
-        self.jobs: list[ProductJob] = []
+        self.jobs: list[tuple[ProductJob, bool]] = []
         self.calls: list[Call] = []
         self.scratch = Scratch(layout)
 
@@ -276,9 +305,11 @@ class _Tiles:
     ) -> None:
         """Ask for the products of some rows with those of dz."""
         layout, group = self.layout, 4 * self.layout.lanes.count
+        tiles = layout.product_tiles and features > 1
+        there = -(-features // SIDE) * SIDE if tiles else features
         if name not in self.results:
-            self.results[name] = layout.zeros(layout.blocks, features, group)
-        self._add(name, left, features, dz, group, features * group)
+            self.results[name] = layout.zeros(layout.blocks, there, group)
+        self._add(name, left, features, dz, group, there * group, tiles)
 
     def add_by_columns(
         self, name: tuple[int, str], left: Places, features: int, right: HostArray
@@ -287,7 +318,7 @@ class _Tiles:
         if name not in self.results:
             self.results[name] = self.layout.zeros(features, right.shape[1])
         group = 4 * self.layout.lanes.count
-        self._add(name, left, features, right, right.shape[1], group)
+        self._add(name, left, features, right, right.shape[1], group, False)
 
     def _add(
         self,
@@ -297,6 +328,7 @@ class _Tiles:
         right: HostArray,
         out_step: int,
         panel_step: int,
+        tiles: bool,
     ) -> None:
         size, lanes, width = self.layout.itemsize, self.layout.lanes, right.shape[1]
         job = ProductJob(
@@ -313,21 +345,37 @@ class _Tiles:
             tables=0,
             chunk=TERMS_AT_ONCE,
             left=self.scratch.job(left),
+            tiles=0,
         )
-        self.jobs.append(job)
+        self.jobs.append((job, tiles))
 
     def products(self) -> list[list[Call]]:
         """Return each thread's part of the sums."""
         lanes = self.layout.lanes
-        add = kernel(add_outer_products, lanes)
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
-        for job in self.jobs:
-            tiles = -(-job.blocks // 4) * -(-job.features // lanes.rows)
-            for part, (first, last) in zip(parts, equal(tiles, self.threads), strict=True):
+        for job, tiles in self.jobs:
+            count = -(-job.blocks // 4)
+            add = kernel(add_tile_products if tiles else add_outer_products, lanes)
+            if not tiles:
+                count *= -(-job.features // lanes.rows)
+            for part, (first, last) in zip(parts, equal(count, self.threads), strict=True):
                 tables = self.scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
+                if tiles:
+                    piece = piece._replace(tiles=self._tile_job(job.features))
                 part.append((add, self.scratch.job(piece)))
         return parts
+
+    def _tile_job(self, features: int) -> int:
+        """Return the address of what a thread needs beside, in the matrix unit."""
+        layout, scratch = self.layout, self.scratch
+        job = TileProductJob(
+            left=scratch.numbers(*layout.split_rows(features, TERMS_AT_ONCE)),
+            right=scratch.numbers(*layout.split_rows(4 * SIDE, TERMS_AT_ONCE)),
+            blocks=scratch.numbers(48, layout.lanes.count),
+            configuration=scratch.numbers(16),
+        )
+        return scratch.job(job)
 
     def add_to(
         self, d: int, name: str, gradient: HostArray, apart: list[tuple[HostArray, HostArray]]
@@ -344,7 +392,7 @@ class _Tiles:
         H = layout.shape.H
         if name in ("bias_ih", "bias_hh"):
             job = packing.PackingJob(
-                address(target), 0, H, 4, 0, 0, address(self.results[d, "bias"])
+                address(target), 0, H, 4, 0, 0, address(self.results[d, "bias"]), 1
             )
             self.calls.append((kernel(packing.unpack_bias, lanes), self.scratch.job(job)))
             return
@@ -355,10 +403,11 @@ class _Tiles:
                 weight=address(target),
                 other=self.scratch.numbers(lanes.count, lanes.count),
                 rows=H,
-                columns=result.shape[1],
+                columns=gradient.shape[1],
                 first=first,
                 last=last,
                 packed=address(result),
+                terms=result.shape[1],
             )
             self.calls.append((unpack, self.scratch.job(job)))
 

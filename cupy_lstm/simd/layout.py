@@ -6,11 +6,18 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import Shape
+from cupy_lstm.notation import LayerWeights, Shape, layer_shape
+from cupy_lstm.simd.amx.unit import SIDE, STEP, TERMS, available, fits_unit
 from cupy_lstm.simd.compiled import host_lanes
 from cupy_lstm.simd.reserve import piece
 
 CACHE_LINE = 64
+
+MANY_UNITS, FEWEST_ROWS = 128, 8
+"""Units and rows from which products in the matrix unit take longer than what surrounds them."""
+
+FAR_BYTES_A_ROW = 2**18
+"""Bytes of split weights for each row of which reading them takes as long as multiplying."""
 
 NAMES = {numpy.dtype(name): name for name in ("float32", "float64")}
 """The dtypes there are kernels for; NumPy takes long to name a dtype."""
@@ -25,14 +32,20 @@ class Layout:
         Sizes of the layer.
     lanes : Lanes
         Kind of vector.
+    tiles, product_tiles : bool
+        Whether the products of sweeps, and those of weights' and inputs' gradients, are those of
+        the matrix unit, `cupy_lstm.simd.amx`.
     blocks : int
         Vectors of H.
     h_width, c_width, x_width, gate_width : int
         Numbers in h, c, x and the gates of a row, the space behind the last one included.
     """
 
-    def __init__(self, shape: Shape, dtype: "numpy.dtype[Any]") -> None:
+    def __init__(
+        self, shape: Shape, dtype: "numpy.dtype[Any]", tiles: bool, product_tiles: bool
+    ) -> None:
         self.shape, self.lanes = shape, host_lanes(NAMES[dtype])
+        self.tiles, self.product_tiles = tiles, product_tiles
         self.dtype, self.itemsize = dtype, dtype.itemsize
         self.h_width, self.c_width, self.x_width = (
             self.in_vectors(size) for size in (shape.P, shape.H, shape.I)
@@ -54,11 +67,55 @@ class Layout:
         numbers = memory[skipped : skipped + size * self.itemsize].view(self.dtype)
         return numbers.reshape(sizes)
 
+    def split_columns(self, blocks: int, terms: int) -> HostArray:
+        """Return an array for the split columns of a matrix, of so many vectors in a row."""
+        return self.empty(blocks, -(-terms // TERMS), STEP // self.itemsize)
+
+    def split_rows(self, rows: int, terms: int) -> tuple[int, ...]:
+        """Return the sizes of an array for split rows."""
+        return -(-rows // SIDE), -(-terms // TERMS), STEP // self.itemsize
+
     def zeros(self, *sizes: int) -> HostArray:
         """Return an array of zeros that begins with a cache line."""
         array = self.empty(*sizes)
         array.fill(0)
         return array
+
+
+def layout_of(T: int, B: int, weights: LayerWeights) -> Layout:
+    """Return the layout of a layer with these weights."""
+    shape, dtype = layer_shape(T, B, weights), weights.weight_hh.dtype
+    tiles = has_tiles(weights)
+    sweeps = tiles and worth_tiles(B, shape.I, shape.H)
+    products = tiles and B >= FEWEST_ROWS and shape.H >= MANY_UNITS and shape.I >= MANY_UNITS // 2
+    return Layout(shape, dtype, sweeps, products)
+
+
+def has_tiles(weights: LayerWeights) -> bool:
+    """Whether there is a matrix unit for a layer with these weights.
+
+    Not with a projection, whose outputs can be infinite.
+    """
+    lanes = host_lanes(NAMES[weights.weight_hh.dtype])
+    return weights.weight_ho is None and fits_unit(lanes) and available()
+
+
+def uses_tiles(B: int, weights: LayerWeights) -> bool:
+    """Whether sweeps of B rows are for the matrix unit."""
+    H, I = weights.weight_hh.shape[2], weights.weight_ih.shape[2]  # noqa: E741
+    return has_tiles(weights) and worth_tiles(B, I, H)
+
+
+def worth_tiles(B: int, I: int, H: int) -> bool:  # noqa: E741
+    """Whether the matrix unit computes a step sooner than vectors.
+
+    It does from about 16 rows, of which it takes as long as of one, and from 128 units on, where
+    products take longer than what surrounds them. Its weights are half as large again as those of
+    vectors, so where they are far there must be more rows to each read of them. It must not depend
+    on how many threads there are, nor on the number of steps.
+    """
+    split = 6 * 4 * H * (I + H)
+    return H >= MANY_UNITS and max(SIDE, split // FAR_BYTES_A_ROW) <= B
 
 
 class Scratch:

@@ -37,6 +37,8 @@ class PackingJob(NamedTuple):
         The blocks to do, where the work can be divided.
     packed
         Address of the packed weight.
+    terms
+        Terms of a packed sum, the columns of the weight and what may be behind them.
     """
 
     weight: int
@@ -46,6 +48,7 @@ class PackingJob(NamedTuple):
     first: int
     last: int
     packed: int
+    terms: int
 
 
 @njit(nogil=True)
@@ -77,12 +80,13 @@ def unpack_by_units(lanes: Any, place: int) -> None:
     """Add a matrix packed by units, some of its blocks, to a matrix [4H,K]."""
     job = read_job(PackingJob, place)
     out, units, terms, packed, scratch = job.weight, job.rows, job.columns, job.packed, job.other
+    panel = job.terms * 4 * lane_count(lanes) * itemsize(lanes)
     count, size = lane_count(lanes), itemsize(lanes)
     vector = count * size
     for j in range(job.first, job.last):
         rows = min(count, units - j * count)
         for gate in range(4):
-            source = packed + (j * terms * 4 + gate) * vector
+            source = packed + j * panel + gate * vector
             target = out + (gate * units + j * count) * terms * size
             for k in range(0, terms, count):
                 columns = min(count, terms - k)

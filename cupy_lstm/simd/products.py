@@ -146,6 +146,8 @@ class ProductJob(NamedTuple):
         Slots to take at once.
     left
         Address of the `Places` of the left rows.
+    tiles
+        Address of the `TileProductJob` of a sum in the matrix unit.
     """
 
     steps: int
@@ -161,6 +163,7 @@ class ProductJob(NamedTuple):
     tables: int
     chunk: int
     left: int
+    tiles: int
 
 
 @njit(nogil=True)
@@ -234,6 +237,8 @@ class InputGradientJob(NamedTuple):
         Scratch for four tables of `chunk` slots, and for as many rows of a panel.
     targets
         Address of the `Places` of the gradient.
+    tiles
+        Address of the `TileInputJob` of a product in the matrix unit.
     """
 
     counter: int
@@ -250,6 +255,7 @@ class InputGradientJob(NamedTuple):
     tables: int
     scratch: int
     targets: int
+    tiles: int
 
 
 @njit(nogil=True)

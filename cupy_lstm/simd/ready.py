@@ -1,17 +1,15 @@
 """Forward sweeps that keep nothing, made once and run again and again on other numbers."""
 
-from dataclasses import replace
-
 import numpy
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import States, layer_shape
+from cupy_lstm.notation import States
 from cupy_lstm.ranges import detailed, stage
 from cupy_lstm.simd.forward import ForwardJob
-from cupy_lstm.simd.layout import Layout, address
+from cupy_lstm.simd.layout import address, layout_of
 from cupy_lstm.simd.sweeps import ForwardSweep
 from cupy_lstm.simd.threads import Crew, Task
-from cupy_lstm.simd.weights import Packed, ReadySweeps
+from cupy_lstm.simd.weights import Packed, Prepared
 from cupy_lstm.steps import Directions
 
 KEPT = 8
@@ -46,9 +44,8 @@ class ReadySweep:
         threads: int,
     ) -> None:
         T, B = x.shape[:2]
-        layout = Layout(layer_shape(T, B, packed.weights), x.dtype)
-        own = replace(packed, ready=ReadySweeps())  # a cycle would outlive the weights
-        sweep = ForwardSweep(layout, x, own, states, None, reverse, range(T), keep=False)
+        layout = layout_of(T, B, packed.weights)
+        sweep = ForwardSweep(layout, x, packed, states, None, reverse, range(T), keep=False)
         parts, scratch = sweep.parts(threads, x, y, None, max(1, min(chunk, T)))
         sweep.x = numpy.empty((0, *x.shape[1:]), x.dtype)
         self._task, self._memory = Task(parts), (sweep, scratch)
@@ -78,7 +75,7 @@ class ReadySweep:
 
 
 def run_ready(
-    packed: Packed,
+    prepared: Prepared,
     crew: Crew,
     x: HostArray,
     y: HostArray,
@@ -90,7 +87,7 @@ def run_ready(
 
     Parameters
     ----------
-    packed : Packed
+    prepared : Prepared
         Keeps the sweeps.
     x, y : array [T,B,I] and [T,B,D,P]
         At least one step of one row; the numbers of a row side by side.
@@ -100,14 +97,15 @@ def run_ready(
     tuple of array [D,B,P] and [D,B,H]
         The states after the last step, new arrays.
     """
+    packed = prepared.packed(x.shape[1], crew)
     threads = crew.threads(x.size // x.shape[2] * packed.products)
     key = x.shape, x.strides, y.strides, reverse, chunk, threads
-    sweep: ReadySweep | None = packed.ready.pop(key, None)  # nobody else can run it now
+    sweep: ReadySweep | None = prepared.ready.pop(key, None)  # nobody else can run it now
     if sweep is None:
         sweep = ReadySweep(packed, x, y, states, reverse, chunk, threads)
     after = sweep.run(crew, x, y, states)
     if sweep.nbytes <= LARGEST:
-        packed.ready[key] = sweep
-        for oldest in list(packed.ready)[:-KEPT]:
-            packed.ready.pop(oldest, None)
+        prepared.ready[key] = sweep
+        for oldest in list(prepared.ready)[:-KEPT]:
+            prepared.ready.pop(oldest, None)
     return after

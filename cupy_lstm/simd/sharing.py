@@ -7,6 +7,7 @@ from itertools import pairwise
 import numpy
 
 from cupy_lstm.backend import HostArray
+from cupy_lstm.simd.amx.unit import SIDE
 from cupy_lstm.simd.layout import Layout
 from cupy_lstm.simd.rows import Rows
 
@@ -50,7 +51,8 @@ def split(
     team = min(threads // D, blocks // 4)
     rows_of_a_thread = B * D / threads
     weights = 4 * layout.c_width * layout.h_width * layout.itemsize
-    divided = rows_of_a_thread <= SMALL_BATCH or weights >= LARGE_WEIGHTS
+    few = rows_of_a_thread < SIDE and layout.tiles and weights >= LARGE_WEIGHTS // 4
+    divided = few or rows_of_a_thread <= SMALL_BATCH or weights >= LARGE_WEIGHTS
     if team > 1 and divided and not projected:
         return [
             [Share(d, 0, B, first, last, team)]

@@ -5,11 +5,14 @@ from dataclasses import dataclass
 import numpy
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import LayerWeights, States, layer_shape
+from cupy_lstm.notation import LayerWeights, States
+from cupy_lstm.simd.amx.backward import TileBackJob, backward_tiles
+from cupy_lstm.simd.amx.forward import TileJob, forward_tiles
+from cupy_lstm.simd.amx.unit import SIDE
 from cupy_lstm.simd.backward import BackwardJob, backward_sweep
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.forward import ForwardJob, forward_sweep
-from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, row_major
+from cupy_lstm.simd.layout import Layout, Scratch, address, has_rows, layout_of, row_major
 from cupy_lstm.simd.products import PANEL
 from cupy_lstm.simd.rows import Rows, rows_of
 from cupy_lstm.simd.sharing import Share, split
@@ -20,6 +23,15 @@ from cupy_lstm.steps import Directions
 
 PAIR = 2
 """Blocks that the forward sweep takes together where rows are few."""
+
+
+SPLIT_BYTES = 2**18
+"""Bytes of split inputs that are multiplied with a panel of weights while it is near."""
+
+
+BY_STEP = 3 * 2**20
+"""Bytes of a direction's split weights up to which all of them are read at every step: the caches
+of two cores hold them. The order of sums depends on it, so it must not depend on the threads."""
 
 
 @dataclass
@@ -120,12 +132,14 @@ class ForwardSweep:
         """Return what each thread does, and memory that must live as long, beside this object."""
         layout, scratch = self.layout, Scratch(self.layout)
         self.barriers = numpy.zeros((layout.shape.D, 8), "int64")
-        sweep = kernel(forward_sweep, layout.lanes)
+        sweep = kernel(forward_tiles if layout.tiles else forward_sweep, layout.lanes)
         found: list[list[Call]] = []
         for shares in split(layout, self.rows, threads, bool(self.packed.weight_ho), PAIR):
             found.append([])
             for share in shares:
                 job = self.job(share, x, y, cells, chunk, scratch)
+                if layout.tiles:
+                    job = job._replace(tiles=self.tile_job(share, scratch))
                 self.jobs.append(numpy.array(job, "int64"))
                 found[-1].append((sweep, address(self.jobs[-1])))
         return found, scratch
@@ -184,7 +198,30 @@ class ForwardSweep:
             tables=scratch.table(2 * slots + lanes.rows),
             team=share.team,
             barrier=address(self.barriers[d]),
+            tiles=0,
         )
+
+    def tile_job(self, share: Share, scratch: Scratch) -> int:
+        """Return the address of what a thread needs beside, in the matrix unit."""
+        d, layout = share.direction, self.layout
+        I, H = layout.shape.I, layout.shape.H  # noqa: E741
+        rows = share.last_row - share.first_row
+        weights = self.packed.weight_ih[d].nbytes + self.packed.weight_hh[d].nbytes
+        by_step, slots = weights <= BY_STEP, rows
+        if not by_step:
+            slots = max(1, SPLIT_BYTES // (6 * layout.x_width) // SIDE) * SIDE
+        job = TileJob(
+            h=scratch.shared(("h", d, share.first_row), 2, *layout.split_rows(rows, H)),
+            x=scratch.numbers(*layout.split_rows(slots, I)),
+            slots=slots,
+            by_step=int(by_step),
+            odd=scratch.table(slots),
+            odd_rows=scratch.table(rows),
+            odd_weights=address(self.packed.odd),
+            sums=scratch.numbers(2, SIDE, 4 * SIDE),
+            configuration=scratch.numbers(16),
+        )
+        return scratch.job(job)
 
     def final_states(self) -> States:
         """Return h and c after the last step."""
@@ -229,8 +266,8 @@ class BackwardSweep:
     def __init__(self, tape: Tape, dstates: tuple[HostArray | None, HostArray | None]) -> None:
         self.tape = tape
         T, B = tape.x.shape[:2]
-        self.shape = shape = layer_shape(T, B, tape.weights)
-        self.layout = layout = Layout(shape, tape.x.dtype)
+        self.layout = layout = layout_of(T, B, tape.weights)
+        self.shape = shape = layout.shape
         self.dh = layout.zeros(shape.D, B, layout.h_width)
         self.dc = layout.zeros(shape.D, B, layout.c_width)
         for d, rows in enumerate(tape.rows):
@@ -246,13 +283,14 @@ class BackwardSweep:
         """Add the stages that go back through all steps."""
         layout, weights, (_, _, _, H, P, D) = self.layout, self.tape.weights, self.shape
         packing = Packing(stages)
-        weight_hh = packing.gate_rows(weights.weight_hh, P)
+        weight_hh = packing.gate_rows(weights.weight_hh, P, layout.tiles)
         weight_ho = packing.transposed(weights.weight_ho, H, P)
         packing.finish()
         scratch, zeros = Scratch(layout), layout.zeros(max(layout.h_width, layout.c_width))
         dm = layout.empty(*self.dc.shape) if weight_ho else None
         barriers = numpy.zeros((D, 8), "int64")
-        sweep = kernel(backward_sweep, layout.lanes)
+        sweep = kernel(backward_tiles if layout.tiles else backward_sweep, layout.lanes)
+        odd_rows = numpy.zeros((D, layout.shape.B), "int64")
         parts = []
         count = stages.crew.threads(sum(rows.total for rows in self.tape.rows) * 4 * H * P)
         for shares in split(layout, self.tape.rows, count, bool(weight_ho), PANEL):
@@ -267,9 +305,12 @@ class BackwardSweep:
                     tables=scratch.table(4 * (share.last_row - share.first_row)),
                     barrier=address(barriers[d]),
                 )
+                if layout.tiles:
+                    tiles = self.tile_job(share, scratch, odd_rows[d], packing.odd)
+                    job = job._replace(tiles=tiles)
                 part.append((sweep, scratch.job(job)))
             parts.append(part)
-        alive = weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers
+        alive = weight_hh, weight_ho, dy, dcells, dm, scratch, zeros, barriers, odd_rows
         stages.add("recurrence", parts, self, *alive)
 
     def job(self, share: Share, dy: HostArray | None, dcells: HostArray | None) -> BackwardJob:
@@ -309,7 +350,22 @@ class BackwardSweep:
             tables=0,
             team=share.team,
             barrier=0,
+            tiles=0,
         )
+
+    def tile_job(self, share: Share, scratch: Scratch, odd_rows: HostArray, odd: HostArray) -> int:
+        """Return the address of what a thread needs beside, in the matrix unit."""
+        d, layout = share.direction, self.layout
+        rows = share.last_row - share.first_row
+        split = layout.split_rows(rows, layout.gate_width)
+        job = TileBackJob(
+            dz=scratch.shared(("dz", d, share.first_row), 2, *split),
+            odd_rows=address(odd_rows),
+            odd_weights=address(odd),
+            sums=scratch.numbers(SIDE, layout.c_width),
+            configuration=scratch.numbers(16),
+        )
+        return scratch.job(job)
 
     def initial_states(self) -> States:
         """Return the gradients of h and c before the first step."""
