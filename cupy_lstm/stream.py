@@ -5,13 +5,10 @@ as it is: the copied weights, what an engine makes of them, the plans.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from types import ModuleType
 from typing import Any
 
 import numpy
 
-from cupy_lstm import engines
 from cupy_lstm.backend import (
     Array,
     array_module,
@@ -23,17 +20,10 @@ from cupy_lstm.backend import (
     sum_dtype,
 )
 from cupy_lstm.checks import checked_array, checked_pair
-from cupy_lstm.device import facts_for
-from cupy_lstm.engines import single
 from cupy_lstm.interchange import adopted, array_beside
-from cupy_lstm.modes import forced_engine
-from cupy_lstm.notation import LayerWeights, States, layer_shape
-from cupy_lstm.plan import plan_sweep
-from cupy_lstm.stream_graph import StepGraph
+from cupy_lstm.notation import States
+from cupy_lstm.snapshot import Snapshot, Step
 from cupy_lstm.weights import LayerParameters, versions
-
-PLANS_KEPT = 64
-"""Numbers of steps whose plans a stream remembers at once."""
 
 
 class LSTMStream:
@@ -78,7 +68,7 @@ class LSTMStream:
         self.batch = batch
         self.time_major = time_major
         self._layers = layers
-        self._snapshot = _Snapshot(layers, batch)
+        self._snapshot = Snapshot(layers, batch)
         like, (P, H) = self._snapshot.like, self._state_sizes()
         xp, L = array_module(like), len(layers)
         with on_device_of(like):
@@ -86,10 +76,8 @@ class LSTMStream:
                 xp.zeros((L, batch, P), like.dtype),
                 xp.zeros((L, batch, H), sum_dtype(like.dtype)),
             )
-        # On the host a call replaces the states by new arrays; a graph wants them where they are.
-        self._memory = h, c
-        self._states: list[States] = [(h[k : k + 1], c[k : k + 1]) for k in range(L)]
-        self._snapshot.step_graph(self._memory)
+        self._keep_in((h, c))
+        self._step()
 
     def __call__(self, inputs: Array, *, out: Array | None = None) -> Array:
         """Run one step, or several, from the state the last call left.
@@ -133,22 +121,38 @@ class LSTMStream:
             out = target = xp.empty(shape, like.dtype)
         else:
             target = _checked_out(out, shape, inputs, like)
-        x, y = self._over_time(inputs), self._over_time(target)[:, :, None]
-        n, last = len(x), len(self._states) - 1
-        graph = snapshot.step_graph(self._memory) if n == 1 else None
-        if graph is not None:
-            graph.run(x[0], y[0, :, 0])
-            return out
+        step = self._step() if inputs.ndim == 2 or len(self._over_time(inputs)) == 1 else None
+        if step is None:
+            self._run(self._over_time(inputs), self._over_time(target)[:, :, None])
+        elif inputs.ndim == 2:
+            step.run(inputs, target)
+        else:
+            step.run(self._over_time(inputs)[0], self._over_time(target)[0])
+        return out
+
+    def _run(self, x: Array, y: Array) -> None:
+        """Run over x [n,B,I] into y [n,B,1,P], layer after layer."""
+        xp, last = array_module(x), len(self._states) - 1
         states: list[States] = []
-        for k, sweep in enumerate(snapshot.sweeps(n)):
-            above = y if k == last else xp.empty((n, self.batch, 1, y.shape[3]), like.dtype)
+        for k, sweep in enumerate(self._snapshot.sweeps(len(x))):
+            above = y if k == last else xp.empty((*x.shape[:2], 1, y.shape[3]), y.dtype)
             states.append(sweep.run(x, above, self._states[k]))
             x = above[:, :, 0]
-        if xp is numpy:
-            self._states = states
-        else:
-            self._set(states)
-        return out
+        self._set(states)
+
+    def _step(self) -> Step | None:
+        """Return one step of all layers that goes on from the state, if the engine has one."""
+        step = self._snapshot.step(self._memory)
+        if step is not None and step.memory is not self._memory:
+            for kept, values in zip(step.memory, self._memory, strict=True):
+                kept[...] = values
+            self._keep_in(step.memory)
+        return step
+
+    def _keep_in(self, memory: States) -> None:
+        """Have the states h [L,B,P] and c [L,B,H] in these arrays from now on."""
+        self._memory = h, c = memory
+        self._states = [(h[k : k + 1], c[k : k + 1]) for k in range(len(h))]
 
     @property
     def state(self) -> States:
@@ -216,9 +220,10 @@ class LSTMStream:
                 f"the LSTM is {now.dtype} on {location(now)}, but was {here.dtype} on "
                 f"{location(here)} when this stream was made: make a new one with lstm.stream(...)"
             )
-        snapshot = _Snapshot(self._layers, self.batch)
-        snapshot.step_graph(self._memory)
+        snapshot = Snapshot(self._layers, self.batch)
+        snapshot.step(self._memory)
         self._snapshot = snapshot
+        self._step()
 
     def _set(self, states: Sequence[States]) -> None:
         """Copy states [1,B,...] of all layers to where they are kept."""
@@ -254,99 +259,6 @@ class LSTMStream:
         if array.ndim == 2:
             return array[None]
         return array if self.time_major else array.swapaxes(0, 1)
-
-
-@dataclass(frozen=True)
-class _LayerSweep:
-    """One layer's sweep over some number of steps: the engine and what it wants.
-
-    Attributes
-    ----------
-    weights : LayerWeights, or what the engine's `prepare` has made of them
-        Given to the engine as its weights.
-    chunk : int
-        Steps the engine takes at once.
-    """
-
-    engine: ModuleType
-    weights: Any
-    chunk: int
-
-    def run(self, x: Array, y: Array, states: States) -> States:
-        """Run over x [n,B,I] into y [n,B,1,P]; return the states after it, new arrays."""
-        after: States
-        after, _ = self.engine.forward(
-            x, self.weights, states, None, reverse=(False,), y=y, keep=False, chunk=self.chunk
-        )
-        return after
-
-
-class _Snapshot:
-    """The weights of an LSTM at one moment, and what the engines make of them.
-
-    Attributes
-    ----------
-    versions : list of tuple of int
-        The versions of the weights.
-    like : array [1,4H,I]
-        A weight of the first layer, for its dtype, its place and its shape.
-    outputs : int
-        P.
-    """
-
-    def __init__(self, layers: Sequence[LayerParameters], batch: int) -> None:
-        # The versions come first: a change while the copies are made is noticed then.
-        self.versions = versions(layers)
-        self._batch = batch
-        with on_device_of(layers[0].arrays().weight_ih):
-            self._weights = [_copied(layer.arrays()) for layer in layers]
-            self.like: Array = self._weights[0].weight_ih
-            self.outputs: int = self._weights[0].weight_hh.shape[2]
-            self._prepared: dict[tuple[str, int], Any] = {}
-            self._sweeps: dict[tuple[int, str], list[_LayerSweep]] = {}
-            self._graph: StepGraph | None = None
-            # What one step needs is prepared now, not while the first one waits.
-            self.sweeps(1)
-
-    def sweeps(self, steps: int) -> list[_LayerSweep]:
-        """Return the sweep of each layer over `steps` steps, with the engine that is forced."""
-        key = steps, forced_engine()
-        found = self._sweeps.get(key)
-        if found is None:
-            if len(self._sweeps) == PLANS_KEPT:
-                self._sweeps.clear()
-            found = [self._sweep(layer, *key) for layer in range(len(self._weights))]
-            self._sweeps[key] = found
-        return found
-
-    def step_graph(self, states: States) -> StepGraph | None:
-        """Return one step of all layers as a graph holds it; None where other engines run it.
-
-        `states`, h [L,B,P] and c [L,B,H], are always the same arrays.
-        """
-        if isinstance(self.like, numpy.ndarray):
-            return None
-        if any(sweep.engine is not single for sweep in self.sweeps(1)):
-            return None
-        if self._graph is None:
-            with on_device_of(self.like):
-                self._graph = StepGraph(self._weights, *states)
-        return self._graph
-
-    def _sweep(self, layer: int, steps: int, forced: str) -> _LayerSweep:
-        weights, like = self._weights[layer], self.like
-        shape, module = layer_shape(steps, self._batch, weights), array_module(like).__name__
-        plan = plan_sweep(shape, like.dtype.name, module, False, forced, facts_for(module))
-        engine = engines.load(plan.engine)
-        key = plan.engine, layer
-        if key not in self._prepared:
-            prepare = getattr(engine, "prepare", None)
-            self._prepared[key] = weights if prepare is None else prepare(weights, self._batch)
-        return _LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
-
-
-def _copied(weights: LayerWeights) -> LayerWeights:
-    return LayerWeights(*(None if weight is None else weight.copy() for weight in weights))
 
 
 def _checked_out(out: object, shape: tuple[int, ...], inputs: Array, like: Array) -> Array:

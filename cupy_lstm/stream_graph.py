@@ -28,6 +28,7 @@ class StepGraph:
 
     def __init__(self, layers: Sequence[LayerWeights], h: Array, c: Array) -> None:
         xp, like, batch = import_module("cupy"), layers[0].weight_ih, h.shape[1]
+        self.memory = h, c
         self._x = xp.empty((1, batch, like.shape[2]), like.dtype)
         self._h, self._c = h, c
         self._y = xp.empty_like(h)  # h of every layer after the step

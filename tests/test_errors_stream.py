@@ -5,7 +5,7 @@ import pytest
 from face import flat_equal, normal, raised
 
 from cupy_lstm import LSTM, engine
-from cupy_lstm import stream as streaming
+from cupy_lstm import snapshot as streaming
 from cupy_lstm.engines import stepwise
 
 V, T = ValueError, TypeError

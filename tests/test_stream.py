@@ -20,7 +20,7 @@ from cases import (
 from face import flat_equal, normal, raised
 
 from cupy_lstm import LSTM, Adam, LSTMStream, engine, no_grad, plan
-from cupy_lstm import stream as streaming
+from cupy_lstm import snapshot as streaming
 from cupy_lstm.backend import array_module
 from cupy_lstm.engines import stepwise
 
@@ -325,7 +325,7 @@ def test_raw_writes_are_not_seen_before_refresh(lstm):
 
 
 def test_a_change_while_the_weights_are_copied_is_noticed(lstm, monkeypatch):
-    copied, calls = streaming._copied, []
+    copied, calls = streaming.copied, []
 
     def interrupted(weights):
         calls.append(weights)
@@ -333,7 +333,7 @@ def test_a_change_while_the_weights_are_copied_is_noticed(lstm, monkeypatch):
             lstm.weight_ih_l0.set_value(normal(16, 3))
         return copied(weights)
 
-    monkeypatch.setattr(streaming, "_copied", interrupted)
+    monkeypatch.setattr(streaming, "copied", interrupted)
     streamed = lstm.stream(2)
     assert raised(RuntimeError, lambda: streamed(normal(2, 3))) == CHANGED
 

@@ -6,12 +6,15 @@ step and its gates stay in registers and the nearest cache, and padding costs no
 The parts are in `cupy_lstm.simd`.
 """
 
+from collections.abc import Sequence
+
 from cupy_lstm.backend import HostArray
 from cupy_lstm.notation import LayerGradients, LayerWeights, States, Wanted
 from cupy_lstm.simd.gradients import Products, Sums
 from cupy_lstm.simd.layout import has_rows, layout_of, row_major
 from cupy_lstm.simd.ready import run_ready
 from cupy_lstm.simd.stages import Stages
+from cupy_lstm.simd.step import ReadyStep
 from cupy_lstm.simd.sweeps import BackwardSweep, ForwardSweep, Tape
 from cupy_lstm.simd.threads import crew
 from cupy_lstm.simd.weights import Prepared, pack
@@ -29,6 +32,16 @@ def prepare(weights: LayerWeights, batch: int | None = None) -> Prepared:
         with crew() as team:
             prepared.packed(batch, team)
     return prepared
+
+
+def step_of(layers: Sequence[Prepared], states: States) -> ReadyStep:
+    """Return one step of all layers, whose weights are prepared, from these states on.
+
+    See `cupy_lstm.snapshot.Step`.
+    """
+    with crew() as team:
+        packed = [layer.packed(states[0].shape[1], team) for layer in layers]
+    return ReadyStep(packed, states)
 
 
 def forward(

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import perf_counter
-from typing import Any
 
 import numba
 import numpy
@@ -89,6 +88,7 @@ class Task:
         self._state = self._words[: programs.PROGRAM // 8]
         self._fresh = self._state.copy()
         self._workers: Sequence[_Worker] = ()
+        self._begin, self._finish = routine(programs.begin), routine(programs.finish)
 
     def run(self, workers: "Sequence[_Worker]") -> None:
         """Run all programs, the first one here; return when all are done.
@@ -100,7 +100,6 @@ class Task:
             return
         workers = workers[: self.size - 1]
         self._prepare(workers)
-        begin, finish = routine(programs.begin), routine(programs.finish)
         interrupted: BaseException | None = None
         while True:
             # An interrupt, or what else a signal's handler raises, can come between any two lines;
@@ -108,7 +107,7 @@ class Task:
             try:
                 if workers:
                     _given.add(self)
-                self._complete(begin, finish)
+                self._complete()
                 _given.discard(self)
                 break
             except BaseException as error:
@@ -120,22 +119,22 @@ class Task:
 
     def _prepare(self, workers: "Sequence[_Worker]") -> None:
         """Make a task of it that nobody has begun, for these workers."""
-        if workers != self._workers:
+        if workers and workers != self._workers:
             self._workers = workers
             self._boxes[:, 0] = [worker.box for worker in workers]
         self._state[:] = self._fresh
 
-    def _complete(self, begin: Any, finish: Any) -> None:
+    def _complete(self) -> None:
         """Do what is not done of this task."""
-        if begin(self._place):
+        if self._begin(self._place):
             for worker in self._workers:
                 worker.wake()
-            finish(self._place)
+            self._finish(self._place)
 
     def complete_if_given(self) -> None:
         """Do what is not done of a task that workers are at."""
         if self._state[programs.GIVEN // 8]:
-            self._complete(routine(programs.begin), routine(programs.finish))
+            self._complete()
         _given.discard(self)
 
 
@@ -261,8 +260,9 @@ class crew:  # noqa: N801 - used like a function
             return Crew(1)
         self._taken = lock
         try:
-            for task in tuple(_given):
-                task.complete_if_given()
+            if _given:
+                for task in tuple(_given):
+                    task.complete_if_given()
             while len(_workers) < size - 1:
                 _workers.append(_Worker(len(_workers)))
         except RuntimeError:  # no more threads, or none any more as the interpreter ends
