@@ -5,6 +5,7 @@ on its own, with the engine's own compiled parts:
 
 - *tile*: the rate of the register tile, whose product with a panel of weights is all arithmetic,
   on one thread and on all of them at once, beside NumPy's matrix product;
+- *matrix unit*: the same of the products of a CPU's matrix unit, where there is one;
 - *reading*: how fast one thread reads packed weights for a single row, by their size. It falls
   where they no longer fit a core's caches, so that few rows wait for weights, not for arithmetic;
 - *gates*: a vector of units, its five functions and its cell;
@@ -13,7 +14,8 @@ on its own, with the engine's own compiled parts:
 - *Python*: an inference call and a step of a stream, of a single unit.
 
 Of these it makes a floor for the inference calls of `compare_cpu.py`, and runs the calls beside it:
-the floor is arithmetic at the rate of the tile, or reading where that takes longer, then gates and
+the floor is arithmetic at the rate of the tile, or of the matrix unit where the engine uses that,
+or reading where that takes longer, then gates and
 Python. What a call needs beyond its floor is everything else: writing outputs, filling tables, the
 last tile of a few rows, waiting for the slower thread.
 
@@ -35,8 +37,21 @@ from numba import njit
 
 from cupy_lstm import LSTM, no_grad
 from cupy_lstm.simd import threads as simd_threads
+from cupy_lstm.simd.amx.unit import (
+    SIDE,
+    add_products,
+    available,
+    clear_sums,
+    fits_unit,
+    release_tiles,
+    take_tiles,
+)
+from cupy_lstm.simd.amx.unit import (
+    TERMS as UNIT_TERMS,
+)
 from cupy_lstm.simd.compiled import host_lanes, kernel
 from cupy_lstm.simd.functions import sigmoid, tanh
+from cupy_lstm.simd.layout import worth_tiles
 from cupy_lstm.simd.memory import load, store, write
 from cupy_lstm.simd.programs import MeetingJob, meet_others
 from cupy_lstm.simd.tile import multiply
@@ -52,6 +67,9 @@ TERMS = 128
 TILES = 20_000
 """Of a measurement: long beside the start of a thread."""
 
+GROUPS = 8
+"""Terms by 32 of a product in the matrix unit."""
+
 SIZES_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 GATE_VECTORS = 512
 
@@ -61,6 +79,16 @@ def run_tiles(lanes: Any, times: int, rows: int, terms: int, table: int, panel: 
     """Multiply a tile of rows with one panel of four columns."""
     for _ in range(times):
         multiply(lanes, 4, rows, terms, table, panel, table + 512, table + 512, 0, panel, 0)
+
+
+@njit(nogil=True)
+def run_unit(times: int, groups: int, rows: int, columns: int, configuration: int) -> None:
+    """Multiply a tile of rows with some tiles of columns in the matrix unit."""
+    take_tiles(configuration)
+    for _ in range(times):
+        clear_sums()
+        add_products(rows, columns, groups)
+    release_tiles()
 
 
 @njit(nogil=True)
@@ -116,8 +144,9 @@ class Limits(NamedTuple):
 
     Attributes
     ----------
-    tile_alone, tile, gemm : float
-        GFLOP/s: of the tile on one thread and on all, and of NumPy's product.
+    tile_alone, tile, unit_alone, unit, gemm : float
+        GFLOP/s: of the tile on one thread and on all, of the matrix unit the same, 0 without one,
+        and of NumPy's product.
     reading : dict of float
         GB/s of a thread by MB of its weights.
     gates : float
@@ -128,6 +157,8 @@ class Limits(NamedTuple):
 
     tile_alone: float
     tile: float
+    unit_alone: float
+    unit: float
     gemm: float
     reading: dict[float, float]
     gates: float
@@ -194,7 +225,18 @@ def measured(rounds: int, count: int) -> Limits:
         with no_grad():
             tiny(x)
 
+    def unit(one: Operands) -> Callable[[], None]:
+        rows, scratch = one.rows.ctypes.data, one.out.ctypes.data
+        return lambda: run_unit(TILES // 4, GROUPS, rows, one.panel, scratch + -scratch % 64)
+
     flops = TILES * 2 * LANES.rows * TERMS * 4 * LANES.count / 1e9
+    unit_flops = TILES // 4 * GROUPS * 2 * SIDE * SIDE * UNIT_TERMS / 1e9
+    in_unit: dict[str, Callable[[], float]] = {
+        "unit alone": lambda: unit_flops / seconds(unit(operands[0])),
+        "unit": lambda: (
+            count * unit_flops / seconds(lambda: at_once([unit(one) for one in operands]))
+        ),
+    }
     measures: dict[str, Callable[[], float]] = {
         "alone": lambda: flops / seconds(tiles(operands[0])),
         "tile": lambda: count * flops / seconds(lambda: at_once([tiles(one) for one in operands])),
@@ -208,6 +250,7 @@ def measured(rounds: int, count: int) -> Limits:
         "sleeping": lambda: handed(0.003, 20),
         "python": lambda: call(inference),
         "stream": lambda: call(lambda: stream(x[0])),
+        **(in_unit if has_unit() else {}),
         **{f"{size}": (lambda size=size: reading(size)) for size in SIZES_MB},
     }
     for measure in measures.values():
@@ -221,6 +264,8 @@ def measured(rounds: int, count: int) -> Limits:
     return Limits(
         tile_alone=figures["alone"],
         tile=figures["tile"],
+        unit_alone=figures.get("unit alone", 0.0),
+        unit=figures.get("unit", 0.0),
         gemm=figures["gemm"],
         reading={size: figures[f"{size}"] for size in SIZES_MB},
         gates=figures["gates"],
@@ -231,12 +276,18 @@ def measured(rounds: int, count: int) -> Limits:
     )
 
 
+def has_unit() -> bool:
+    """Whether there is a matrix unit for this kind of vector."""
+    return fits_unit(LANES) and available()
+
+
 def floor_ms(case: Case, limits: Limits, count: int) -> tuple[float, str]:
     """Return the floor of an inference call, and what most of it is."""
     parts = {"arithmetic": 0.0, "reading": 0.0, "gates": 0.0, "Python": limits.python * 1e-3}
     for features in case.features:
         units = -(-case.H // LANES.count) * LANES.count
-        rate = limits.tile * 1e6
+        unit = limits.unit and worth_tiles(case.B, features, case.H)
+        rate = (limits.unit if unit else limits.tile) * 1e6
         projection = 2 * case.T * case.B * case.D * features * 4 * units / rate
         step = 2 * case.B * case.D * case.H * 4 * units / rate
         share = case.D * 16 * case.H * units / 2**20 / count
@@ -271,6 +322,8 @@ def main() -> None:
     limits = measured(options.rounds, count)
     print(f"float32, vectors of {LANES.count}, tiles of {LANES.rows} rows, {count} threads\n")
     print(f"tile, GFLOP/s        one thread {limits.tile_alone:.0f}, all {limits.tile:.0f}")
+    if limits.unit:
+        print(f"matrix unit          one thread {limits.unit_alone:.0f}, all {limits.unit:.0f}")
     print(f"NumPy's product      {limits.gemm:.0f} GFLOP/s")
     rates = ", ".join(f"{size:g} MB {rate:.0f}" for size, rate in limits.reading.items())
     print(f"reading, GB/s        {rates}")

@@ -18,9 +18,9 @@ def limits_script(monkeypatch):
     return cpu_limits
 
 
-def found(script, reading):
+def found(script, reading, unit=0.0):
     sizes = dict.fromkeys(script.SIZES_MB, reading)
-    return script.Limits(100.0, 200.0, 150.0, sizes, 50.0, 2.0, 100.0, 30.0, 20.0)
+    return script.Limits(100.0, 200.0, 0.0, unit, 150.0, sizes, 50.0, 2.0, 100.0, 30.0, 20.0)
 
 
 def test_a_floor_is_the_sum_of_its_parts(limits_script):
@@ -31,6 +31,17 @@ def test_a_floor_is_the_sum_of_its_parts(limits_script):
     floor, most = script.floor_ms(case, found(script, reading=1e9), 2)
     assert floor == pytest.approx(1e3 * (arithmetic + gates + 30e-6))
     assert most == "arithmetic"
+
+
+def test_a_layer_for_the_matrix_unit_has_its_rate(limits_script):
+    script = limits_script
+    case = script.Case(10, 32, 128, 128)
+    floors = [script.floor_ms(case, found(script, 1e9, unit), 2)[0] for unit in (0.0, 800.0)]
+    arithmetic = 10 * 2 * 32 * (128 + 128) * 512
+    assert floors[0] - floors[1] == pytest.approx(1e3 * arithmetic * (1 / 200e9 - 1 / 800e9))
+    case = script.Case(10, 8, 128, 128)  # too few rows
+    floors = [script.floor_ms(case, found(script, 1e9, unit), 2)[0] for unit in (0.0, 800.0)]
+    assert floors[0] == floors[1]
 
 
 def test_a_row_waits_for_its_weights(limits_script):
