@@ -153,10 +153,21 @@ def engine_facts(why_no_gpu: str) -> dict[str, str]:
             obstacle = why_not(engine, module)
             if module == "cupy" and not obstacle:
                 obstacle = why_no_gpu
+            if engine == "simd" and not obstacle:
+                description += matrix_unit()
             engines[f"{engine} on {module}"] = (
                 f"not available: {obstacle}" if obstacle else f"available: {description}"
             )
     return engines
+
+
+def matrix_unit() -> str:
+    """Say what the engine simd has beside vectors, if it has it."""
+    from cupy_lstm.simd.amx.unit import available, fits_unit
+    from cupy_lstm.simd.compiled import host_lanes
+
+    used = fits_unit(host_lanes("float32")) and available()
+    return ", many rows in float32 in its matrix unit (AMX)" if used else ""
 
 
 def source_facts() -> dict[str, str]:

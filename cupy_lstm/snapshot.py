@@ -1,6 +1,6 @@
 """What a stream has of its LSTM: a copy of the weights, and what engines make of it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
@@ -8,9 +8,11 @@ from typing import Any, Protocol
 from cupy_lstm import engines
 from cupy_lstm.backend import Array, array_module, on_device_of
 from cupy_lstm.device import facts_for
+from cupy_lstm.engines import single
 from cupy_lstm.modes import forced_engine
 from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.plan import plan_sweep
+from cupy_lstm.stream_graph import StepGraph
 from cupy_lstm.weights import LayerParameters, versions
 
 PLANS_KEPT = 64
@@ -105,13 +107,8 @@ class Snapshot:
         """
         forced = forced_engine()
         if forced not in self._steps:
-            sweeps = self.sweeps(1)
-            make = getattr(sweeps[0].engine, "step_of", None)
-            if any(sweep.engine is not sweeps[0].engine for sweep in sweeps):
-                make = None
             with on_device_of(self.like):
-                weights = [sweep.weights for sweep in sweeps]
-                self._steps[forced] = None if make is None else make(weights, states)
+                self._steps[forced] = _step_of(self.sweeps(1), states)
         return self._steps[forced]
 
     def _sweep(self, layer: int, steps: int, forced: str) -> LayerSweep:
@@ -124,6 +121,17 @@ class Snapshot:
             prepare = getattr(engine, "prepare", None)
             self._prepared[key] = weights if prepare is None else prepare(weights, self._batch)
         return LayerSweep(engine, self._prepared[key], plan.steps_per_chunk)
+
+
+def _step_of(sweeps: Sequence[LayerSweep], states: States) -> Step | None:
+    """Return one step of all layers, if one engine runs them and has it."""
+    engine, weights = sweeps[0].engine, [sweep.weights for sweep in sweeps]
+    if any(sweep.engine is not engine for sweep in sweeps):
+        return None
+    if engine is single:
+        return StepGraph(weights, *states)
+    make: Callable[..., Step] | None = getattr(engine, "step_of", None)
+    return None if make is None else make(weights, states)
 
 
 def copied(weights: LayerWeights) -> LayerWeights:

@@ -293,7 +293,7 @@ def test_infinity_and_nan_are_what_they_are_in_vectors(place, weights, value, ti
 
 @pytest.mark.parametrize("place", ["x", "dy"])
 def test_infinity_is_the_same_for_threads_that_share_a_row(place, tiles, monkeypatch):
-    case = dataclasses.replace(ODD, H=128)
+    case = dataclasses.replace(ODD, H=200)
     arrays = few_bits(case)
     array, index = PLACES[place](arrays)
     array[index] = np.inf

@@ -4,9 +4,7 @@ So a CUDA graph can hold it. A projection needs all units first: it is a second 
 are in ``cuda/step.cu``. There is no tape, it serves inference.
 """
 
-from collections.abc import Sequence
 from functools import cache
-from typing import TYPE_CHECKING
 
 from cupy_lstm.backend import Array, array_module
 from cupy_lstm.kernels import SCALARS, VECTOR_BYTES, Kernel, Strided
@@ -14,9 +12,6 @@ from cupy_lstm.notation import LayerWeights, States, layer_shape
 from cupy_lstm.plan import NO_TAPE
 from cupy_lstm.ranges import each_step, stage
 from cupy_lstm.steps import Directions
-
-if TYPE_CHECKING:
-    from cupy_lstm.stream_graph import StepGraph
 
 ROWS = (1, 4, 8)
 """Batch rows that share a weight once it is loaded: the forms that are compiled."""
@@ -59,13 +54,6 @@ def forward(
             layer.run(x, before, after, y=y, cells=cells, lengths=lengths, step=step)
             before = after
     return before if steps else (states[0].copy(), states[1].copy()), None
-
-
-def step_of(layers: Sequence[LayerWeights], states: States) -> "StepGraph":
-    """Return one step of all layers that works on these states; see `cupy_lstm.snapshot.Step`."""
-    from cupy_lstm.stream_graph import StepGraph
-
-    return StepGraph(layers, *states)
 
 
 class LayerStep:
