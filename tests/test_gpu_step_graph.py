@@ -362,7 +362,7 @@ def test_a_stream_frees_what_it_held(cupy):
     streamed = lstm.stream(B)
     for t in range(3):
         streamed(x[t])
-    gone = weakref.ref(streamed._snapshot._graph)
+    gone = weakref.ref(streamed._snapshot.step(streamed._memory))
     gc.disable()
     try:
         del streamed

@@ -1,5 +1,8 @@
 """One step of all layers, ready to be run again: as a sweep of one step, layer after layer."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 from simd_bed import use_threads
@@ -108,6 +111,18 @@ def test_an_interrupted_step_is_taken_back(monkeypatch):
     _, other, _ = make(3, 4, 20, 2)
     other(x[0])
     np.testing.assert_array_equal(stream(x[1]), other(x[1]))
+
+
+def test_a_stream_frees_what_it_held():
+    _, stream, x = make(3, 4, 20, 2)
+    stream(x[0])
+    gone = weakref.ref(ready(stream))
+    gc.disable()
+    try:
+        del stream
+        assert gone() is None  # at once: there is no cycle
+    finally:
+        gc.enable()
 
 
 def test_what_a_call_gave_is_not_written_by_the_next_one():

@@ -78,7 +78,8 @@ class ReadyStep:
         counter = numpy.zeros(1, "int64")
         programs: list[list[Call]] = [[] for _ in range(threads)]
         counters: list[HostArray] = [counter]
-        alive: list[object] = [scratch, self]
+        # Not this object, which would never be free of itself.
+        alive: list[object] = [scratch, counter]
         for number, (sweep, x, y) in enumerate(self._sweeps):
             if number and threads > 1:
                 job = scratch.job(MeetingJob(counter.ctypes.data, target=threads * number))
@@ -86,7 +87,7 @@ class ReadyStep:
                     program.append((kernel(meet_others, sweep.layout.lanes), job))
             parts, own = sweep.parts(threads, x, y, None, 1)
             counters.append(sweep.barriers)
-            alive += [own, sweep.jobs]
+            alive += [sweep, sweep.jobs, sweep.barriers, own, x, y]
             sweep.jobs = []
             for program, part in zip(programs, parts, strict=False):
                 program += part
