@@ -240,9 +240,9 @@ def test_nan_stays_in_its_row(tiles):
     assert tiles >= KERNELS
 
 
-def few_bits(case=ODD, zero=False):
+def few_bits(zero):
     """Positive numbers of few bits: all parts but the first are zero."""
-    arrays, rng = build(case, "float32"), np.random.default_rng(3)
+    arrays, rng = build(ODD, "float32"), np.random.default_rng(3)
     for array in (arrays.x, *arrays.states, *arrays.upstream.values()):
         array[...] = np.ceil(4 * abs(array)) / 4
     for weight in arrays.weights.values():
@@ -267,7 +267,7 @@ PLACES = {
 @pytest.mark.parametrize("place", PLACES)
 def test_infinity_and_nan_are_what_they_are_in_vectors(place, weights, value, tiles, monkeypatch):
     """NaN and infinity at the same places; the error rule at all others."""
-    arrays = build(ODD, "float32") if weights == "many" else few_bits(zero=weights == "zero")
+    arrays = build(ODD, "float32") if weights == "many" else few_bits(weights == "zero")
     array, index = PLACES[place](arrays)
     array[index] = value
     found = results(run(ODD, arrays=arrays))
@@ -293,14 +293,15 @@ def test_infinity_and_nan_are_what_they_are_in_vectors(place, weights, value, ti
 
 @pytest.mark.parametrize("place", ["x", "dy"])
 def test_infinity_is_the_same_for_threads_that_share_a_row(place, tiles, monkeypatch):
-    case = dataclasses.replace(ODD, H=200)
-    arrays = few_bits(case)
-    array, index = PLACES[place](arrays)
-    array[index] = np.inf
+    """One has fewer units and is ahead: it meets infinity a step before the other."""
+    case = dataclasses.replace(ODD, T=2, B=20, H=240, lengths=None)
+    arrays = build(case, "float32")
+    (arrays.x if place == "x" else arrays.upstream["y"])[-1, 0, 5] = np.inf
     expected = results(run(case, arrays=arrays))
     _, teams = divide(monkeypatch, 2, True)
-    for name, found in results(run(case, arrays=arrays)).items():
-        assert np.array_equal(found, expected[name], equal_nan=True), name
+    for _ in range(100):
+        for name, found in results(run(case, arrays=arrays)).items():
+            assert np.array_equal(found, expected[name], equal_nan=True), name
     assert set(teams) == {2}
     assert tiles >= KERNELS
 

@@ -1,5 +1,6 @@
 """Arrays as kernels see them: whole vectors, an address, rows whose numbers lie side by side."""
 
+from array import array
 from ctypes import addressof, c_char
 from typing import Any
 
@@ -62,10 +63,10 @@ class Layout:
         size = 1
         for part in sizes:
             size *= part
-        memory = piece(size * self.itemsize + CACHE_LINE)
-        skipped = -address(memory) % CACHE_LINE
-        numbers = memory[skipped : skipped + size * self.itemsize].view(self.dtype)
-        return numbers.reshape(sizes)
+        total = size * self.itemsize + CACHE_LINE
+        memory = piece(total)[:total].view(self.dtype)
+        skipped = -address(memory) % CACHE_LINE // self.itemsize
+        return memory[skipped : skipped + size].reshape(sizes)
 
     def split_columns(self, blocks: int, terms: int) -> HostArray:
         """Return an array for the split columns of a matrix, of so many vectors in a row."""
@@ -124,6 +125,7 @@ class Scratch:
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
         self._arrays: list[HostArray] = []
+        self._jobs: list[array[int]] = []
         self._shared: dict[object, int] = {}
 
     @property
@@ -133,8 +135,9 @@ class Scratch:
 
     def job(self, words: tuple[int, ...]) -> int:
         """Return the address of a job."""
-        self._arrays.append(numpy.array(words, "int64"))
-        return address(self._arrays[-1])
+        job = array("q", words)  # made in half the time of one of NumPy's
+        self._jobs.append(job)
+        return job.buffer_info()[0]
 
     def table(self, entries: int) -> int:
         """Return the address of some 64-bit integers."""
