@@ -25,7 +25,8 @@ class TileBackJob(NamedTuple):
         Split gradients of the pre-activations [2], of even and odd steps, of the thread's rows;
         threads that share those share them, and one can be a step ahead of another.
     odd_rows
-        Table of all rows, zeros to begin with: whether something infinite or NaN was in one.
+        Table of all rows, zeros to begin with: at which step, counted from the last one, something
+        infinite or NaN came up in one. A thread that is a step ahead says so early.
     odd_weights
         Address of a word: whether the weights have infinite numbers or NaN.
     sums
@@ -97,8 +98,8 @@ def backward_tiles(lanes: Any, place: int) -> None:
                 job.last_unit_block,
                 place_of_row(split, row, groups),
             )
-            if odd != 0:
-                write(odd_rows + 8 * row, 1)
+            if odd != 0 and read(odd_rows + 8 * row) == 0:
+                write(odd_rows + 8 * row, meetings)
         if job.team > 1:
             meet(job.barrier, job.team * meetings)
         for r in range(0, active, SIDE):
@@ -107,9 +108,10 @@ def backward_tiles(lanes: Any, place: int) -> None:
             for row in range(r, min(active, r + SIDE)):
                 sums = tiles.sums + (row - r) * c_bytes
                 dh = job.dh + (job.first_row + row) * c_bytes + 64 * first_block
-                odd = read(odd_rows + 8 * row) | read(tiles.odd_weights)
+                since = read(odd_rows + 8 * row)
+                odd = 0 < since <= meetings or read(tiles.odd_weights) != 0
                 for block in range(blocks_here):
-                    if odd != 0:
+                    if odd:
                         gates = job.gates + (slot + row) * gate_bytes
                         weights, out = columns + block * groups * STEP, sums + 64 * block
                         multiply_as_it_is(lanes, gates, 64 * blocks, weights, out, False)

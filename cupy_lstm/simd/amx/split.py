@@ -25,7 +25,8 @@ from cupy_lstm.simd.amx.unit import PART, SIDE, STEP, TERMS
 from cupy_lstm.simd.memory import BYTE, load, load_first, load_vector, pointer, store
 from cupy_lstm.simd.vector import WORD, fused, splat, splat_number
 
-UPPER, EXPONENT = 0xFFFF0000, 0x7F800000
+UPPER, EXPONENT, QUIET = 0xFFFF0000, 0x7F800000, 0x00400000
+"""Bits of a float32: its upper half, its exponent, and that of NaN which every operation sets."""
 
 
 @intrinsic
@@ -42,16 +43,21 @@ def store_split(context: Any, first: Any, second: Any, place: Any, step: Any) ->
         first_, second_, place, step = operands
         bits, count = first.bits, first.count
         half = ir.Constant(bits, [16] * count)
-        upper, exponent = (ir.Constant(bits, [pattern] * count) for pattern in (UPPER, EXPONENT))
+        upper, exponent, quiet = (
+            ir.Constant(bits, [pattern] * count) for pattern in (UPPER, EXPONENT, QUIET)
+        )
         found, columns = ir.Constant(WORD, 0), []
         for rest in (first_, second_):
             whole = builder.bitcast(rest, bits)
+            missing = builder.fcmp_unordered("uno", rest, rest)
             endless = builder.icmp_unsigned("==", builder.and_(whole, exponent), exponent)
             mask = builder.bitcast(endless, ir.IntType(count))
             found = builder.or_(found, builder.zext(mask, WORD))
             parts = []
             for k in range(3):
                 part = builder.and_(builder.bitcast(rest, bits), upper)
+                if k == 0:  # a NaN whose digits are all in the lower half stays one
+                    part = builder.select(missing, builder.or_(part, quiet), part)
                 parts.append(part)
                 rest = builder.fsub(rest, builder.bitcast(part, first.llvm))
                 if k == 0:
