@@ -129,7 +129,7 @@ def _step_of(sweeps: Sequence[LayerSweep], states: States) -> Step | None:
     if any(sweep.engine is not engine for sweep in sweeps):
         return None
     if engine is single:
-        return StepGraph(weights, *states)
+        return StepGraph(weights, states)
     make: Callable[..., Step] | None = getattr(engine, "step_of", None)
     return None if make is None else make(weights, states)
 

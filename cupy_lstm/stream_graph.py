@@ -5,7 +5,7 @@ from typing import Any
 
 from cupy_lstm.backend import Array, import_module
 from cupy_lstm.engines.single import LayerStep
-from cupy_lstm.notation import LayerWeights
+from cupy_lstm.notation import LayerWeights, States
 
 
 class StepGraph:
@@ -22,13 +22,13 @@ class StepGraph:
     ----------
     layers : sequence of LayerWeights
         Weights of every layer, of one direction; not to be changed.
-    h, c : array [L,B,P], [L,B,H]
+    memory : tuple of array [L,B,P], [L,B,H]
         The states, read and written by every step.
     """
 
-    def __init__(self, layers: Sequence[LayerWeights], h: Array, c: Array) -> None:
+    def __init__(self, layers: Sequence[LayerWeights], memory: States) -> None:
+        self.memory = h, c = memory
         xp, like, batch = import_module("cupy"), layers[0].weight_ih, h.shape[1]
-        self.memory = h, c
         self._x = xp.empty((1, batch, like.shape[2]), like.dtype)
         self._h, self._c = h, c
         self._y = xp.empty_like(h)  # h of every layer after the step

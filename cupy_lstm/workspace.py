@@ -114,15 +114,16 @@ def simd_output_bytes(shape: Shape, itemsize: int, training: bool) -> int:
 def simd_split_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return what the engine simd needs beside where a CPU's matrix unit multiplies, in bytes.
 
-    A number of float32 takes 6 bytes there, in terms by 32: the weights two more each, the outputs
-    of some rows, for training the gates' gradients, too, and what two threads need for the inputs
-    and for the products. Whether there is such a unit is not asked for here.
+    A number of float32 takes 6 bytes there, in terms by 32: so more for the weights, the outputs of
+    some rows, for training the gates' gradients, too, and what two threads need for the inputs and
+    for the products; more threads need more. Whether there is such a unit is not asked for here.
     """
     _, B, I, H, P, D = shape  # noqa: E741
     if itemsize != 4 or P != H or not B:
         return 0
+    packed = 4 * (in_vectors(I, 4) + in_vectors(H, 4))
     I, H, B = (-(-size // 32) * 32 for size in (I, H, B))  # noqa: E741
-    weights, rows = 2 * 4 * H * (I + H), 12 * (B * H + max(B, 2**18 // (6 * I), 16) * I)
+    weights, rows = 4 * H * (6 * (I + H) - packed), 12 * (B * H + max(B, 2**18 // (6 * I), 16) * I)
     if training:
         rows = max(rows, 6 * 2 * B * 4 * H) + 2 * 6 * 96 * (4 * H + I + 64)
     return D * (weights * (2 if training else 1) + rows)

@@ -292,11 +292,11 @@ def test_whatever_a_signal_s_handler_raises_waits_for_all_parts(error, kernels, 
     parts, late = meeting(kernels, 3)
     task, complete, begun = threads.Task(parts), threads.Task._complete, []
 
-    def disturbed(self, begin, finish):
+    def disturbed(self):
         if not begun:
-            begun.append(begin(self._place))
+            begun.append(self._begin(self._place))
             raise error
-        complete(self, begin, finish)
+        complete(self)
 
     monkeypatch.setattr(threads.Task, "_complete", disturbed)
     with threads.crew() as team:

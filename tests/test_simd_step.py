@@ -94,18 +94,22 @@ def test_inputs_and_outputs_of_any_strides():
         assert (out[:, 1::2] == 7).all()
 
 
-def test_an_interrupted_step_is_taken_back(monkeypatch):
+@pytest.mark.parametrize("when", ["before the state is there", "behind it"])
+def test_an_interrupted_step_is_taken_back(when, monkeypatch):
     _, stream, x = make(3, 4, 20, 2)
     stream(x[0])
-    before, run = stream.state, threads.Crew.run
+    before, run, out = stream.state, threads.Crew.run, np.empty((3, 20), "float32")
 
     def interrupted(crew, task):
         run(crew, task)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(threads.Crew, "run", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        stream(x[1])
+    if when == "behind it":
+        monkeypatch.setattr(ready(stream), "_y", np.empty((3, 7)))  # what is written last
+    else:
+        monkeypatch.setattr(threads.Crew, "run", interrupted)
+    with pytest.raises((KeyboardInterrupt, ValueError)):
+        stream(x[1], out=out)
     monkeypatch.undo()
     assert_equal([before], [stream.state])
     _, other, _ = make(3, 4, 20, 2)

@@ -106,7 +106,7 @@ _compiled: dict[Any, Any] = {}
 
 
 def kernel(function: Any, lanes: Lanes) -> int:
-    """Return the address of a kernel of `KERNELS` for a kind of vector.
+    """Return the address of a kernel of `kernels_for` a kind of vector.
 
     It is compiled, or read from disk, once.
     """

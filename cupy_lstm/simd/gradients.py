@@ -359,6 +359,8 @@ class _Tiles:
             if not tiles:
                 count *= -(-job.features // lanes.rows)
             for part, (first, last) in zip(parts, equal(count, self.threads), strict=True):
+                if first == last:
+                    continue
                 tables = self.scratch.table(TERMS_AT_ONCE + lanes.rows)
                 piece = job._replace(first=first, last=last, tables=tables)
                 if tiles:

@@ -14,8 +14,12 @@ from cupy_lstm.simd.reserve import piece
 
 CACHE_LINE = 64
 
-MANY_UNITS, FEWEST_ROWS = 128, 8
-"""Units and rows from which products in the matrix unit take longer than what surrounds them."""
+MANY_UNITS = 128
+"""Units from which products in the matrix unit take longer than what surrounds them; the sums of
+gradients, which are over many slots, from half as many inputs on."""
+
+FEWEST_ROWS = 8
+"""Rows from which those sums are of enough slots for the weights that they are added to."""
 
 FAR_BYTES_A_ROW = 2**18
 """Bytes of split weights for each row of which reading them takes as long as multiplying."""

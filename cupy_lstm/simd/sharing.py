@@ -51,8 +51,9 @@ def split(
     team = min(threads // D, blocks // 4)
     rows_of_a_thread = B * D / threads
     weights = 4 * layout.c_width * layout.h_width * layout.itemsize
-    few = rows_of_a_thread < SIDE and layout.tiles and weights >= LARGE_WEIGHTS // 4
-    divided = few or rows_of_a_thread <= SMALL_BATCH or weights >= LARGE_WEIGHTS
+    divided = rows_of_a_thread <= SMALL_BATCH or weights >= LARGE_WEIGHTS
+    # In the matrix unit a few rows take as long as 16.
+    divided |= layout.tiles and team > -(-B // SIDE)
     if team > 1 and divided and not projected:
         return [
             [Share(d, 0, B, first, last, team)]

@@ -34,9 +34,12 @@ class ReadyStep:
         (L, B, P), H = states[0].shape, states[1].shape[2]
         layouts = [layout_of(1, B, packed.weights) for packed in layers]
         first = layouts[0]
-        h, c = first.zeros(L, 2, B, first.h_width), first.zeros(L, B, first.c_width)
-        self.memory = h[:, 0, :, :P], c[:, :, :H]
-        self._h_after, self._c, self._c_before = h[:, 1, :, :P], c, numpy.empty_like(c)
+        h_size, c_size = 2 * B * first.h_width, B * first.c_width
+        self._states = first.zeros(L, h_size + c_size)
+        self._states_before = numpy.empty_like(self._states)
+        h = self._states[:, :h_size].reshape(L, 2, B, first.h_width)
+        c = self._states[:, h_size:].reshape(L, B, first.c_width)
+        self.memory, self._h_after = (h[:, 0, :, :P], c[:, :, :H]), h[:, 1, :, :P]
         for kept, values in zip(self.memory, states, strict=True):
             kept[...] = values
         self._x = first.zeros(1, B, first.shape.I)
@@ -52,7 +55,8 @@ class ReadyStep:
             self._products += sweep.work
             x = y[:, :, 0]
         self._y = x[0]
-        self._tasks: dict[int, tuple[Task, list[HostArray]]] = {}
+        # Kernels are compiled now, not while the first step waits.
+        self._tasks = {1: self._task(1)}
 
     def run(self, x: HostArray, y: HostArray) -> None:
         """Run one step from x [B,I] into y [B,P], any strides."""
@@ -61,16 +65,16 @@ class ReadyStep:
             if threads not in self._tasks:
                 self._tasks[threads] = self._task(threads)
             task, counters = self._tasks[threads]
-            self._x[0], self._c_before[...] = x, self._c
+            self._x[0], self._states_before[...] = x, self._states
             for counter in counters:
                 counter.fill(0)
             try:
                 team.run(task)
+                self.memory[0][...], y[...] = self._h_after, self._y
             except BaseException:
                 # An interrupt: the step has come to its end, and is taken back.
-                self._c[...] = self._c_before
+                self._states[...] = self._states_before
                 raise
-            self.memory[0][...], y[...] = self._h_after, self._y
 
     def _task(self, threads: int) -> tuple[Task, list[HostArray]]:
         """Return what so many threads do, and the counters that are zero when they begin."""
@@ -78,7 +82,7 @@ class ReadyStep:
         counter = numpy.zeros(1, "int64")
         programs: list[list[Call]] = [[] for _ in range(threads)]
         counters: list[HostArray] = [counter]
-        # Not this object, which would never be free of itself.
+        # Not this object: only a collection would free both.
         alive: list[object] = [scratch, counter]
         for number, (sweep, x, y) in enumerate(self._sweeps):
             if number and threads > 1:

@@ -35,16 +35,13 @@ class Packed:
     ----------
     weights : LayerWeights
         The weights as they were given.
-    tiles : bool
-        Whether they are split for the matrix unit.
     odd : array [1] of int64
-        Whether such weights have infinite numbers or NaN.
+        Whether weights that are split for the matrix unit have infinite numbers or NaN.
     weight_ho : list of array
         Empty without a projection.
     """
 
     weights: LayerWeights
-    tiles: bool
     odd: HostArray
     weight_ih: list[HostArray]
     weight_hh: list[HostArray]
@@ -78,7 +75,7 @@ class Packing:
         """Ask for all weights for products with inputs and outputs."""
         layout = self._layout
         _, _, I, H, P, D = layout.shape  # noqa: E741
-        packed = Packed(weights, layout.tiles, self.odd, [], [], [], [])
+        packed = Packed(weights, self.odd, [], [], [], [])
         for d in range(D):
             for target, weight, terms in (
                 (packed.weight_ih, weights.weight_ih, I),

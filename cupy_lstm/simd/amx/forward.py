@@ -200,7 +200,7 @@ def forward_tile_step(
         # ones are fetched.
         ahead, lines = 0, 0
         if tiles.by_step == 0 and r > 0 and next_j != last_j:
-            share = -(-48 * groups * 4 // (row_tiles - 1))
+            share = -(-4 * groups * (STEP // 64) // (row_tiles - 1))  # lines
             ahead = h_columns + (4 * groups * STEP if s % 2 == 0 else -4 * groups * STEP)
             ahead += (r // SIDE - 1) * share * 64
             lines = -(-share // (4 * groups))

@@ -240,31 +240,31 @@ def add_tile_input_gradient(lanes: Any, place: int) -> None:
         position = write_places(targets, first, n, position, places)
         for row in range(n):
             odd, at = read(tiles.odd_weights), (first + row) * job.gate_bytes
-            place = place_of_row(tiles.dz, row, groups)
-            odd |= split_gates(lanes, job.gates + at, 0, groups // 2, place)
+            split = place_of_row(tiles.dz, row, groups)
+            odd |= split_gates(lanes, job.gates + at, 0, groups // 2, split)
             if sides == 2:
-                odd |= split_gates(lanes, job.gates_beside + at, 0, groups // 2, place + side)
+                odd |= split_gates(lanes, job.gates_beside + at, 0, groups // 2, split + side)
             write(tiles.odd + 8 * row, odd)
         for r in range(0, n, SIDE):
             rows, beside = tiles.dz + r // SIDE * groups * STEP, tiles.sums + SIDE * sums_step
             multiply_tiles(rows, groups, job.weight_ih, columns, tiles.sums, sums_step)
             if sides == 2:
-                weights = job.weight_ih_beside
-                multiply_tiles(rows + side, groups, weights, columns, beside, sums_step)
+                weight = job.weight_ih_beside
+                multiply_tiles(rows + side, groups, weight, columns, beside, sums_step)
             for row in range(r, min(n, r + SIDE)):
                 at, odd = (first + row) * job.gate_bytes, read(tiles.odd + 8 * row)
                 for block in range(columns):
                     out = tiles.sums + (row - r) * sums_step + 64 * block
-                    weights = block * groups * STEP
+                    offset = block * groups * STEP
                     if odd != 0:
                         dz = job.gates + at
-                        multiply_as_it_is(lanes, dz, job.terms, job.weight_ih + weights, out, False)
+                        multiply_as_it_is(lanes, dz, job.terms, job.weight_ih + offset, out, False)
                     total = load(lanes, out)
                     if sides == 2:
                         out += SIDE * sums_step
                         if odd != 0:
-                            dz, weights = job.gates_beside + at, job.weight_ih_beside + weights
-                            multiply_as_it_is(lanes, dz, job.terms, weights, out, False)
+                            dz, weight = job.gates_beside + at, job.weight_ih_beside + offset
+                            multiply_as_it_is(lanes, dz, job.terms, weight, out, False)
                         total = total + load(lanes, out)
                     target = read(places + 8 * row) + 64 * block
                     there = min(16, job.columns - 16 * block)

@@ -1,8 +1,9 @@
 """Numbers as sums of three bfloat16, in the order in which the matrix unit wants them.
 
 A bfloat16 is the upper half of a float32, so cutting off the lower half leaves the first part, the
-same of what is missing the second, and what is missing then fits into the third: exactly. Infinity
-and NaN are their first part, with zeros behind.
+same of what is missing the second, and what is missing then fits into the third: exactly, but for
+numbers below about 2^-110, since the unit takes parts below 2^-126 for zeros. Infinity and NaN are
+their first part, with zeros behind.
 
 The unit multiplies pairs of terms; ours are number k and k + 16 of 32, which lie at the same place
 in two neighbouring vectors.
