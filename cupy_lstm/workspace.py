@@ -123,7 +123,7 @@ def simd_split_bytes(shape: Shape, itemsize: int, training: bool) -> int:
         return 0
     packed = 4 * (in_vectors(I, 4) + in_vectors(H, 4))
     I, H, B = (-(-size // 32) * 32 for size in (I, H, B))  # noqa: E741
-    weights, rows = 4 * H * (6 * (I + H) - packed), 12 * (B * H + max(B, 2**18 // (6 * I), 16) * I)
+    weights, rows = 4 * H * (6 * (I + H) - packed), 12 * B * (H + I)
     if training:
         rows = max(rows, 6 * 2 * B * 4 * H) + 2 * 6 * 96 * (4 * H + I + 64)
     return D * (weights * (2 if training else 1) + rows)

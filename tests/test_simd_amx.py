@@ -37,12 +37,9 @@ EVERY = ("y", "h", "c", "cells")
 KERNELS = {"forward_tiles", "backward_tiles", "add_tile_products", "add_tile_input_gradient"}
 
 
-@pytest.fixture(params=[2**62, 0], ids=["by-step", "by-chunk"])
-def tiles(request, monkeypatch):
-    """Let the unit compute whatever it can, however small; return the names of kernels used.
-
-    Inputs are multiplied at each step, or for a chunk of steps, then in pieces of 16 slots.
-    """
+@pytest.fixture
+def tiles(monkeypatch):
+    """Let the unit compute whatever it can, however small; return the names of kernels used."""
     if not available():
         pytest.skip(NO_UNIT)
     used, kernel = set(), sweeps.kernel
@@ -51,8 +48,6 @@ def tiles(request, monkeypatch):
         used.add(function.__name__)
         return kernel(function, lanes)
 
-    monkeypatch.setattr(sweeps, "BY_STEP", request.param)
-    monkeypatch.setattr(sweeps, "SPLIT_BYTES", 1)
     monkeypatch.setattr(sweeps, "kernel", watched)
     monkeypatch.setattr(gradients, "kernel", watched)
     monkeypatch.setattr(layout, "worth_tiles", lambda *sizes: True)
@@ -348,8 +343,8 @@ def test_the_processor_and_the_variables_decide(monkeypatch, tmp_path):
         assert run_script(ASK, **variables)[0].split() == [found, found]
 
 
-YES = "16 128 128", "16 1 128", "48 512 512", "64 512 512"
-NO = "15 128 128", "999 128 127", "1 512 512", "32 512 512", "47 512 512"
+YES = "16 128 128", "16 1 128", "99 256 256"
+NO = "15 128 128", "999 128 127", "64 257 256", "64 512 512"
 
 
 @pytest.mark.parametrize("sizes", YES + NO)

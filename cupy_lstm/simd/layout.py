@@ -21,8 +21,8 @@ gradients, which are over many slots, from half as many inputs on."""
 FEWEST_ROWS = 8
 """Rows from which those sums are of enough slots for the weights that they are added to."""
 
-FAR_BYTES_A_ROW = 2**18
-"""Bytes of split weights for each row of which reading them takes as long as multiplying."""
+NEAR_BYTES = 3 * 2**20
+"""Bytes of the split weights of a direction that the caches of two cores hold."""
 
 NAMES = {numpy.dtype(name): name for name in ("float32", "float64")}
 """The dtypes there are kernels for; NumPy takes long to name a dtype."""
@@ -116,11 +116,10 @@ def worth_tiles(B: int, I: int, H: int) -> bool:  # noqa: E741
 
     It does from about 16 rows, of which it takes as long as of one, and from 128 units on, where
     products take longer than what surrounds them. Its weights are half as large again as those of
-    vectors, so where they are far there must be more rows to each read of them. It must not depend
-    on how many threads there are, nor on the number of steps.
+    vectors, so it does not where those do not fit the caches. It must not depend on how many
+    threads there are, nor on the number of steps.
     """
-    split = 6 * 4 * H * (I + H)
-    return H >= MANY_UNITS and max(SIDE, split // FAR_BYTES_A_ROW) <= B
+    return B >= SIDE and H >= MANY_UNITS and 6 * 4 * H * (I + H) <= NEAR_BYTES
 
 
 class Scratch:

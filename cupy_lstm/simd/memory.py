@@ -101,17 +101,6 @@ def store_first(context: Any, address: Any, value: Any, count: Any) -> Any:
 
 
 @intrinsic
-def fetch(context: Any, address: Any) -> Any:
-    """Bring the cache line at an address near; see `fetch_line`."""
-
-    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
-        fetch_line(builder, pointer(builder, operands[0]))
-        return context.get_dummy_value()
-
-    return types.void(types.int64), lower
-
-
-@intrinsic
 def read(context: Any, address: Any) -> Any:
     """Return the 64-bit integer at an address."""
 

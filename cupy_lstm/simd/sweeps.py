@@ -25,15 +25,6 @@ PAIR = 2
 """Blocks that the forward sweep takes together where rows are few."""
 
 
-SPLIT_BYTES = 2**18
-"""Bytes of split inputs that are multiplied with a panel of weights while it is near."""
-
-
-BY_STEP = 3 * 2**20
-"""Bytes of a direction's split weights up to which all of them are read at every step: the caches
-of two cores hold them. The order of sums depends on it, so it must not depend on the threads."""
-
-
 @dataclass
 class Tape:
     """What backward needs of a forward over a range of steps; lists have an entry a direction.
@@ -206,16 +197,10 @@ class ForwardSweep:
         d, layout = share.direction, self.layout
         I, H = layout.shape.I, layout.shape.H  # noqa: E741
         rows = share.last_row - share.first_row
-        weights = self.packed.weight_ih[d].nbytes + self.packed.weight_hh[d].nbytes
-        by_step, slots = weights <= BY_STEP, rows
-        if not by_step:
-            slots = max(1, SPLIT_BYTES // (6 * layout.x_width) // SIDE) * SIDE
         job = TileJob(
             h=scratch.shared(("h", d, share.first_row), 2, *layout.split_rows(rows, H)),
-            x=scratch.numbers(*layout.split_rows(slots, I)),
-            slots=slots,
-            by_step=int(by_step),
-            odd=scratch.table(slots),
+            x=scratch.numbers(*layout.split_rows(rows, I)),
+            odd=scratch.table(rows),
             odd_rows=scratch.table(rows),
             odd_weights=address(self.packed.odd),
             sums=scratch.numbers(2, SIDE, 4 * SIDE),

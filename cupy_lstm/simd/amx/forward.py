@@ -2,8 +2,7 @@
 
 As `cupy_lstm.simd.forward`, but a step's inputs and outputs are split and multiplied together,
 while the state of the rows and units before is updated: vectors and the matrix unit work at once.
-Only where the weights are too large to be read at every step are inputs multiplied for many steps
-at once.
+All weights are read at every step, so this is for those that fit the caches.
 """
 
 from typing import Any, NamedTuple
@@ -18,14 +17,13 @@ from cupy_lstm.simd.amx.unit import (
     add_terms,
     clear_sums,
     load_sums,
-    multiply_tiles,
     release_tiles,
     store_sums,
     take_tiles,
 )
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.forward import ForwardJob, list_slots, put_step, update_units
-from cupy_lstm.simd.memory import fetch, load, read, read_job, store, write
+from cupy_lstm.simd.memory import load, read, read_job, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
 
 
@@ -37,14 +35,11 @@ class TileJob(NamedTuple):
     h
         Split outputs [2], after even and odd steps, of the thread's rows; threads that share those
         share them.
-    x, slots
-        Scratch for split inputs of so many slots, a multiple of 16.
-    by_step
-        Whether inputs are multiplied step by step, as many as there are rows; if not, for the
-        steps of a chunk.
+    x
+        Scratch for the split inputs of the rows.
     odd, odd_rows
-        Scratch for tables of `slots` and of the thread's rows: whether the input of a slot, or the
-        first output of a row, has infinite numbers or NaN.
+        Scratch for tables of the rows: whether the input at a step, or the first output, has
+        infinite numbers or NaN.
     odd_weights
         Address of a word: whether the weights have some.
     sums
@@ -55,8 +50,6 @@ class TileJob(NamedTuple):
 
     h: int
     x: int
-    slots: int
-    by_step: int
     odd: int
     odd_rows: int
     odd_weights: int
@@ -93,9 +86,7 @@ def forward_tiles(lanes: Any, place: int) -> None:
     slot = job.first_slot
     for first in range(0, job.steps, job.chunk):
         last = min(first + job.chunk, job.steps)
-        n = list_slots(job, first, last, slot, inputs, gates, gate_bytes)
-        if tiles.by_step == 0:
-            project_inputs(lanes, job, tiles, n, inputs, gates)
+        list_slots(job, first, last, slot, inputs, gates, gate_bytes)
         n = 0
         for s in range(first, last):
             time = job.time + s * job.direction
@@ -114,38 +105,11 @@ def forward_tiles(lanes: Any, place: int) -> None:
 
 @njit(nogil=True)
 def split_inputs(lanes: Any, job: Any, tiles: Any, count: int, inputs: int) -> None:
-    """Split the inputs of some slots."""
+    """Split the inputs of some rows."""
     groups = groups_of(job.input_size)
     for k in range(count):
         source, target = read(inputs + 8 * k), place_of_row(tiles.x, k, groups)
         write(tiles.odd + 8 * k, split_row(lanes, source, 0, job.input_size, target))
-
-
-@njit(nogil=True)
-def project_inputs(lanes: Any, job: Any, tiles: Any, count: int, inputs: int, gates: int) -> None:
-    """Write the products of the inputs of some slots, with the bias, as their gates."""
-    groups = groups_of(job.input_size)
-    for start in range(0, count, tiles.slots):
-        n = min(tiles.slots, count - start)
-        split_inputs(lanes, job, tiles, n, inputs + 8 * start)
-        for j in range(job.first_unit_block, job.last_unit_block):
-            columns = job.weight_ih + 4 * j * groups * STEP
-            for r in range(0, n, SIDE):
-                multiply_tiles(
-                    tiles.x + r // SIDE * groups * STEP, groups, columns, 4, tiles.sums, 256
-                )
-                for row in range(r, min(n, r + SIDE)):
-                    sums = tiles.sums + (row - r) * 256
-                    z = read(gates + 8 * (start + row)) + j * 256
-                    odd = read(tiles.odd + 8 * row) | read(tiles.odd_weights)
-                    for gate in range(4):
-                        if odd != 0:
-                            source = read(inputs + 8 * (start + row))
-                            weights = columns + gate * groups * STEP
-                            out = sums + 64 * gate
-                            multiply_as_it_is(lanes, source, job.input_size, weights, out, False)
-                        bias = load(lanes, job.bias + j * 256 + 64 * gate)
-                        store(z + 64 * gate, load(lanes, sums + 64 * gate) + bias)
 
 
 @njit(nogil=True)
@@ -176,13 +140,10 @@ def forward_tile_step(
     h_from = job.h + (s % 2 * job.batch + job.first_row) * h_bytes
     h_to = job.h + ((1 - s % 2) * job.batch + job.first_row) * h_bytes
     slot += job.first_row
-    x_groups = 0
-    if tiles.by_step != 0:
-        split_inputs(lanes, job, tiles, active, inputs)
-        x_groups = groups_of(job.input_size)
+    x_groups = groups_of(job.input_size)
+    split_inputs(lanes, job, tiles, active, inputs)
     blocks = job.last_unit_block - job.first_unit_block
     row_tiles = -(-active // SIDE)
-    last_j = job.last_unit_block - 1 if s % 2 == 0 else job.first_unit_block
     # The sums of some units are made while the state is updated with those of the ones before.
     first_row, last_row, j = 0, 0, 0
     for index in range(blocks * row_tiles + 1):
@@ -196,14 +157,6 @@ def forward_tile_step(
         h_columns = job.weight_hh + 4 * next_j * groups * STEP
         sums, next_sums = tiles.sums + (1 - index % 2) * SUMS, tiles.sums + index % 2 * SUMS
         row, due = first_row, 0
-        # Weights that are far: while those that are here are multiplied with more rows, the next
-        # ones are fetched.
-        ahead, lines = 0, 0
-        if tiles.by_step == 0 and r > 0 and next_j != last_j:
-            share = -(-4 * groups * (STEP // 64) // (row_tiles - 1))  # lines
-            ahead = h_columns + (4 * groups * STEP if s % 2 == 0 else -4 * groups * STEP)
-            ahead += (r // SIDE - 1) * share * 64
-            lines = -(-share // (4 * groups))
         for first in range(0, all_groups, NEAR_GROUPS):
             for gate in range(4):
                 if first == 0:
@@ -217,31 +170,26 @@ def forward_tile_step(
                     else:
                         k = group - x_groups
                         add_terms(h + k * STEP, h_columns + (gate * groups + k) * STEP)
-                        for line in range(lines):
-                            fetch(ahead + 64 * line)
-                        ahead += 64 * lines
                     due += last_row - first_row
                     while due >= 4 * all_groups:
                         due -= 4 * all_groups
-                        update_row(lanes, job, tiles, j, row, sums, first_row, h_to, slot, gates)
+                        update_row(lanes, job, j, row, sums, first_row, h_to, slot, gates)
                         row += 1
                 store_sums(next_sums + 64 * gate, 256)
         while row < last_row:
-            update_row(lanes, job, tiles, j, row, sums, first_row, h_to, slot, gates)
+            update_row(lanes, job, j, row, sums, first_row, h_to, slot, gates)
             row += 1
         first_row, last_row, j = r, min(active, r + SIDE), next_j
         if all_groups == 0:
             break
         for row in range(first_row, last_row):
-            odd = read(tiles.odd_rows + 8 * row) | read(tiles.odd_weights)
-            if x_groups > 0:
-                odd |= read(tiles.odd + 8 * row)
+            odd = read(tiles.odd + 8 * row) | read(tiles.odd_rows + 8 * row)
+            odd |= read(tiles.odd_weights)
             for gate in range(4 if odd != 0 else 0):
                 out, here = next_sums + (row - first_row) * 256 + 64 * gate, h_from + row * h_bytes
                 multiply_as_it_is(lanes, here, H, h_columns + gate * groups * STEP, out, False)
-                if x_groups > 0:
-                    here, columns = read(inputs + 8 * row), x_columns + gate * x_groups * STEP
-                    multiply_as_it_is(lanes, here, job.input_size, columns, out, True)
+                here, columns = read(inputs + 8 * row), x_columns + gate * x_groups * STEP
+                multiply_as_it_is(lanes, here, job.input_size, columns, out, True)
     first, last = 16 * job.first_unit_block, min(16 * job.last_unit_block, H)
     for row in range(active):
         target = place_of_row(after, row, groups)
@@ -253,7 +201,6 @@ def forward_tile_step(
 def update_row(
     lanes: Any,
     job: Any,
-    tiles: Any,
     j: int,
     row: int,
     sums: int,
@@ -277,16 +224,16 @@ def update_row(
     """
     c_bytes = -(-job.hidden_size // 16) * 64
     z, kept = read(gates + 8 * row) + j * 256, 0
-    start = z if tiles.by_step == 0 else job.bias + j * 256
+    bias = job.bias + j * 256
     if job.cell_steps != 0:
         kept = job.cell_steps + (slot + row) * c_bytes + j * 64
     here = sums + (row - first_row) * 256
     update_units(
         lanes,
-        load(lanes, here) + load(lanes, start),
-        load(lanes, here + 64) + load(lanes, start + 64),
-        load(lanes, here + 128) + load(lanes, start + 128),
-        load(lanes, here + 192) + load(lanes, start + 192),
+        load(lanes, here) + load(lanes, bias),
+        load(lanes, here + 64) + load(lanes, bias + 64),
+        load(lanes, here + 128) + load(lanes, bias + 128),
+        load(lanes, here + 192) + load(lanes, bias + 192),
         min(16, job.hidden_size - 16 * j),
         job.c + (job.first_row + row) * c_bytes + j * 64,
         h + row * c_bytes + j * 64,
