@@ -13,6 +13,13 @@ PRODUCT_BYTES = 32 * 2**20
 SIMD_BYTES = 64
 """The widest vector there is; the engine simd rounds sizes up to whole vectors."""
 
+MANY_UNITS = 128
+"""Units from which products in a CPU's matrix unit take longer than what surrounds them; the sums
+of gradients, which are over many slots, from half as many inputs on."""
+
+FEWEST_ROWS = 8
+"""Rows from which those sums are of enough slots for the weights that they are added to."""
+
 
 def step_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace that every step of a chunk adds, in bytes (the larger of both passes).
@@ -117,9 +124,10 @@ def simd_split_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     A number of float32 takes 6 bytes there, in terms by 32: so more for the weights, the outputs of
     some rows, for training the gates' gradients, too, and what two threads need for the inputs and
     for the products; more threads need more. Whether there is such a unit is not asked for here.
+    Few rows or units are never for it.
     """
     _, B, I, H, P, D = shape  # noqa: E741
-    if itemsize != 4 or P != H or not B:
+    if itemsize != 4 or P != H or B < FEWEST_ROWS or H < MANY_UNITS:
         return 0
     packed = 4 * (in_vectors(I, 4) + in_vectors(H, 4))
     I, H, B = (-(-size // 32) * 32 for size in (I, H, B))  # noqa: E741

@@ -9,7 +9,7 @@ from simd_bed import use_threads
 
 from cupy_lstm import LSTM, engine
 from cupy_lstm.engines import simd
-from cupy_lstm.simd import sharing, threads
+from cupy_lstm.simd import sharing, sweeps, threads
 
 
 def make(B, I, H, L, P=0, dtype="float32"):  # noqa: E741
@@ -62,21 +62,48 @@ def test_threads_that_share_a_row_meet_in_every_step_and_layer(monkeypatch):
     assert {1, 2} == set(taken)
 
 
+def test_threads_meet_between_layers_that_they_divide_differently(monkeypatch):
+    """Rows of the first layer, and units of the second: each needs what the other thread made."""
+    split, divided = sharing.split, []
+
+    def by_layer(layout, *more):
+        monkeypatch.setattr(sharing, "LARGE_WEIGHTS", 1 if layout.shape.I == 128 else 2**62)
+        parts = split(layout, *more)
+        divided.append(parts[0][0].team)
+        return parts
+
+    monkeypatch.setattr(sharing, "SMALL_BATCH", 0)
+    monkeypatch.setattr(sweeps, "split", by_layer)
+    use_threads(monkeypatch, 2)
+    _, stream, x = make(3, 700, 128, 2)
+    found = stepped(stream, np.repeat(x, 30, axis=0))
+    assert divided[-2:] == [1, 2]
+    monkeypatch.setattr(threads, "thread_count", lambda: 1)
+    _, alone, _ = make(3, 700, 128, 2)
+    assert_equal(found, stepped(alone, np.repeat(x, 30, axis=0)))
+
+
 def test_the_state_goes_through_steps_ranges_and_other_engines():
-    lstm, stream, x = make(3, 4, 20, 2)
+    lstm, stream, _ = make(3, 4, 20, 2)
+    x = np.random.default_rng(9).standard_normal((10, 3, 4), "float32")
     whole = lstm.stream(3)
     expected = np.swapaxes(whole(np.swapaxes(x, 0, 1)), 0, 1)
     found = [stream(x[0])]
     with engine("stepwise"):
         found.append(stream(x[1]))
     found.append(stream(x[2]))
-    found += list(np.swapaxes(stream(np.swapaxes(x[3:5], 0, 1)), 0, 1))
+    with engine("simd"):  # a step of its own, made before and used again
+        found.append(stream(x[3]))
+    found.append(stream(x[4]))
+    with engine("simd"):
+        found += list(np.swapaxes(stream(np.swapaxes(x[5:7], 0, 1)), 0, 1))
+        found.append(stream(x[7]))
     stream.refresh()
-    found.append(stream(x[5]))
+    found.append(stream(x[8]))
     state = stream.state
     stream.reset()
     stream.state = state
-    found.append(stream(x[6]))
+    found.append(stream(x[9]))
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     for array, other in zip(stream.state, whole.state, strict=True):
         np.testing.assert_allclose(array, other, rtol=0, atol=1e-6)

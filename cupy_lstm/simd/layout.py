@@ -11,15 +11,9 @@ from cupy_lstm.notation import LayerWeights, Shape, layer_shape
 from cupy_lstm.simd.amx.unit import SIDE, STEP, TERMS, available, fits_unit
 from cupy_lstm.simd.compiled import host_lanes
 from cupy_lstm.simd.reserve import piece
+from cupy_lstm.workspace import FEWEST_ROWS, MANY_UNITS
 
 CACHE_LINE = 64
-
-MANY_UNITS = 128
-"""Units from which products in the matrix unit take longer than what surrounds them; the sums of
-gradients, which are over many slots, from half as many inputs on."""
-
-FEWEST_ROWS = 8
-"""Rows from which those sums are of enough slots for the weights that they are added to."""
 
 NEAR_BYTES = 3 * 2**20
 """Bytes of the split weights of a direction that the caches of two cores hold."""

@@ -173,15 +173,21 @@ def add_outer_products(lanes: Any, place: int) -> None:
     left = read_job(Places, job.left)
     parts = -(-(left.last_time - left.time) // job.steps)
     for part in range(parts - 1, -1, -1):
-        if left.direction > 0:
-            time = left.time + part * job.steps
-            behind = min(time + job.steps, left.last_time)
-        else:
-            behind = left.last_time - part * job.steps
-            time = max(behind - job.steps, left.time)
-        position = begin_at(left, time)
-        _, last, _ = begin_at(left, behind)
+        position, last = slots_of_part(left, part, job.steps)
         _add_slots(lanes, job, left, position, last)
+
+
+@njit(nogil=True)
+def slots_of_part(left: Any, part: int, steps: int) -> Any:
+    """Return the position of the first slot of a part of so many steps, and the one behind it."""
+    if left.direction > 0:
+        time = left.time + part * steps
+        behind = min(time + steps, left.last_time)
+    else:
+        behind = left.last_time - part * steps
+        time = max(behind - steps, left.time)
+    _, last, _ = begin_at(left, behind)
+    return begin_at(left, time), last
 
 
 @njit(nogil=True)

@@ -44,8 +44,8 @@ from cupy_lstm.simd.products import (
     Places,
     ProductJob,
     begin,
-    begin_at,
     find_slot,
+    slots_of_part,
     write_places,
 )
 from cupy_lstm.simd.vector import fused, splat
@@ -80,14 +80,7 @@ def add_tile_products(lanes: Any, place: int) -> None:
     take_tiles(tiles.configuration)
     parts = -(-(left.last_time - left.time) // job.steps)
     for part in range(parts - 1, -1, -1):
-        if left.direction > 0:
-            time = left.time + part * job.steps
-            behind = min(time + job.steps, left.last_time)
-        else:
-            behind = left.last_time - part * job.steps
-            time = max(behind - job.steps, left.time)
-        position = begin_at(left, time)
-        _, last, _ = begin_at(left, behind)
+        position, last = slots_of_part(left, part, job.steps)
         for start in range(position[1], last, job.chunk):
             n = min(job.chunk, last - start)
             position = write_places(left, start, n, position, job.tables)
