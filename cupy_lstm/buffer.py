@@ -48,7 +48,9 @@ class Buffer:
         is given them by `lend`.
     gradient : array [D, ...] or None
         Where backward adds, float32 for weights of a half type; None until the first backward.
-        Zero wherever nothing was added.
+        Zero wherever nothing was added, but in the rows that are `unset`.
+    unset : frozenset of int
+        Rows of it that hold anything, and are to be set before anybody sees them.
     version : int
         Counts the changes made through `Parameter`, so that a tape can tell that its weights
         are no longer those of its forward.
@@ -61,6 +63,7 @@ class Buffer:
     def __init__(self, data: Array) -> None:
         self.data = data
         self.gradient: Array | None = None
+        self.unset: frozenset[int] = frozenset()
         self.version = 0
         self.moves = 0
         self.loans = 0
@@ -98,7 +101,17 @@ class Buffer:
         return self._lent is not None and self._lent() is not None
 
     def make_gradient(self) -> Array:
-        """Return the gradient array, allocated as zeros on first use."""
+        """Return the gradient array to be added to, allocated as zeros on first use."""
+        gradient = self.gradient_as_it_is()
+        if self.unset:
+            with on_device_of(gradient):
+                for index in self.unset:
+                    gradient[index] = 0
+            self.unset = frozenset()
+        return gradient
+
+    def gradient_as_it_is(self) -> Array:
+        """Return the gradient array, of which the rows in `unset` are to be set, not added to."""
         if self.gradient is None:
             with on_device_of(self.data):
                 self.gradient = array_module(self.data).zeros(
@@ -106,11 +119,21 @@ class Buffer:
                 )
         return self.gradient
 
+    def forget_gradient(self, index: int) -> None:
+        """Leave the gradient of a row as it is, to be set before anybody sees it again."""
+        if self.gradient is not None:
+            self.unset |= {index}
+
+    def drop_gradient(self) -> None:
+        """Free the gradient array."""
+        self.gradient, self.unset = None, frozenset()
+
     def moved(self, xp: ModuleType, dtype: "numpy.dtype[Any]") -> "Buffer":
         """Return a buffer with this one's contents in another array module and dtype."""
         buffer = Buffer(_moved(self.data, xp, dtype))
         if self.gradient is not None:
             buffer.gradient = _moved(self.gradient, xp, sum_dtype(dtype))
+            buffer.unset = self.unset
         return buffer
 
     def take(self, other: "Buffer") -> None:
@@ -118,7 +141,7 @@ class Buffer:
         if self.data is not other.data:
             self.data, self._lent = other.data, None
             self.moves += 1
-        self.gradient = other.gradient
+        self.gradient, self.unset = other.gradient, other.unset
         self.version += 1
 
     def __getstate__(self) -> dict[str, Any]:

@@ -288,9 +288,21 @@ def run_backward(
     wanted: Sequence[Wanted],
     gradients: Sequence[LayerGradients],
     inputs_wanted: bool = True,
+    unset: network.Unset | None = None,
     layer_done: Callable[[int], None] | None = None,
 ) -> tuple[Array | None, tuple[Array, Array]]:
-    """Do what `lstm_backward` does, with what `checked_upstream` returned and fitting gradients."""
+    """Do what `lstm_backward` does, with what `checked_upstream` returned and fitting gradients.
+
+    Parameters
+    ----------
+    unset : callable, optional
+        Returns the weights whose gradients are set; see `cupy_lstm.network.backward`.
+
+    Other Parameters
+    ----------------
+    tape, upstream, wanted, gradients, inputs_wanted, layer_done
+        As of `lstm_backward`.
+    """
     doutputs, (dh, dc), dcells = upstream
     x, D = tape.x, len(tape.reverse)
     (T, B, _), xp = x.shape, array_module(x)
@@ -306,6 +318,7 @@ def run_backward(
             wanted=wanted,
             gradients=gradients,
             dx=dinputs if dinputs is None or tape.time_major else dinputs.swapaxes(0, 1),
+            unset=unset,
             layer_done=layer_done,
         )
     # Summed in float32 for half types, and returned in the dtypes of the states.

@@ -336,7 +336,8 @@ class LSTM(RecordedLayer):
                 tape,
                 upstream,
                 wanted=[layer.wanted() for layer in self._layers],
-                gradients=[layer.gradients() for layer in self._layers],
+                gradients=[layer.gradients_as_they_are() for layer in self._layers],
+                unset=lambda k: self._layers[k].unset(),
                 layer_done=lambda k: self._layers[k].mark_gradients(),
             )
         self._recorder.clear()

@@ -22,6 +22,9 @@ from cupy_lstm.steps import Directions, Tapes
 Prepared = Callable[[int, ModuleType], Any]
 """Returns the weights of a layer as an engine has prepared them."""
 
+Unset = Callable[[int], frozenset[str]]
+"""Returns the weights of a layer whose gradients hold nothing: they are set, not added to."""
+
 
 @dataclass
 class LayerTape:
@@ -160,6 +163,7 @@ def backward(
     wanted: Sequence[Wanted],
     gradients: Sequence[LayerGradients],
     dx: Array | None,
+    unset: Unset | None = None,
     layer_done: Callable[[int], None] | None = None,
 ) -> States:
     """Run all layers backward.
@@ -177,9 +181,11 @@ def backward(
     wanted : sequence of Wanted
         Whose weight gradients are needed, for each layer.
     gradients : sequence of LayerGradients
-        Arrays to add them into, for each layer.
+        Arrays to add them into, for each layer; those that are `unset` are set.
     dx : array [T,B,I] or None
         Zeros, receives the gradient of the input; None where it is not needed.
+    unset : callable, optional
+        Asked for a layer before its turn; default: all gradients are added to.
     layer_done : callable, optional
         Called with a layer's number when its weight gradients are complete, the last layer
         first: an all-reduce can start while the layers below are still in backward.
@@ -197,6 +203,12 @@ def backward(
         rows = _rows_of(layer, shape.D)
         target = dx if layer == 0 else array_module(kept.x).zeros_like(kept.x)
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
+        more = {}
+        if unset is not None and (names := unset(layer)):
+            if hasattr(kept.engine, "SETS_GRADIENTS"):
+                more["unset"] = names
+            else:
+                _clear(names, gradients[layer], wanted[layer])
         with stage("layer", shape, dtype, layer):
             initial.append(
                 kept.engine.backward(
@@ -207,6 +219,7 @@ def backward(
                     wanted=wanted[layer],
                     gradients=gradients[layer],
                     dx=target,
+                    **more,
                 )
             )
         del kept
@@ -221,6 +234,12 @@ def backward(
     dh0, dc0 = zip(*reversed(initial), strict=True)
     xp = array_module(*dh0)
     return xp.concatenate(dh0), xp.concatenate(dc0)
+
+
+def _clear(names: frozenset[str], gradients: LayerGradients, wanted: Wanted) -> None:
+    """Set the gradients of these weights to zero, as far as they are wanted."""
+    for name in names:
+        getattr(gradients, name)[getattr(wanted, name)] = 0
 
 
 def _rows_of(layer: int, D: int) -> slice:

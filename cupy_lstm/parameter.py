@@ -162,7 +162,7 @@ class Parameter:
         """The gradient, a live view of the layer's gradient memory; None before a backward."""
         if not (self.has_gradient and self.trainable):
             return None
-        return self.buffer.make_gradient()[self.index]
+        return self.buffer.gradient_as_it_is()[self.index]
 
     @property
     def stop_gradient(self) -> bool:
@@ -287,13 +287,16 @@ class Parameter:
         Parameters
         ----------
         set_to_zero : bool
-            True leaves `grad` an array of zeros, False makes it None.
+            True leaves `grad` an array of zeros, False makes it None: this takes no time, and a
+            backward pass sets the gradient anew. A view of the old one holds anything then.
         """
-        if self.buffer.gradient is not None:
-            with on_device_of(self.buffer.gradient):
-                self.buffer.gradient[self.index] = 0
         if not set_to_zero:
             self.has_gradient = False
+            self.buffer.forget_gradient(self.index)
+        elif self.buffer.gradient is not None:
+            with on_device_of(self.buffer.gradient):
+                self.buffer.gradient[self.index] = 0
+            self.buffer.unset -= {self.index}
 
     def __repr__(self) -> str:
         return (

@@ -64,7 +64,7 @@ class Snapshot:
 
     Attributes
     ----------
-    versions : list of tuple of int
+    versions : list of int
         The versions of the weights.
     like : array [1,4H,I]
         A weight of the first layer, for its dtype, its place and its shape.

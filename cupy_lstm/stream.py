@@ -113,21 +113,26 @@ class LSTMStream:
                 "the weights have changed since the snapshot of this stream: call "
                 "stream.refresh() to go on with the new ones (the state is kept)"
             )
-        require_current_device(snapshot.like, "the weights")
+        like = snapshot.like
+        require_current_device(like, "the weights")
         inputs = self._checked_inputs(inputs)
-        like, xp = snapshot.like, array_module(inputs)
         shape = (*inputs.shape[:-1], snapshot.outputs)
         if out is None:
-            out = target = xp.empty(shape, like.dtype)
+            out = target = array_module(inputs).empty(shape, like.dtype)
         else:
             target = _checked_out(out, shape, inputs, like)
-        step = self._step() if inputs.ndim == 2 or len(self._over_time(inputs)) == 1 else None
+        x, y = inputs, target
+        if inputs.ndim == 3:
+            x, y = self._over_time(inputs), self._over_time(target)
+            if len(x) != 1:
+                self._run(x, y[:, :, None])
+                return out
+            x, y = x[0], y[0]
+        step = self._step()
         if step is None:
-            self._run(self._over_time(inputs), self._over_time(target)[:, :, None])
-        elif inputs.ndim == 2:
-            step.run(inputs, target)
+            self._run(x[None], y[None, :, None])
         else:
-            step.run(self._over_time(inputs)[0], self._over_time(target)[0])
+            step.run(x, y)
         return out
 
     def _run(self, x: Array, y: Array) -> None:

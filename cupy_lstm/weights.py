@@ -90,6 +90,8 @@ class LayerParameters:
 
     Attributes
     ----------
+    buffers : list of Buffer
+        The memory of the weights.
     prepared : PreparedWeights
         The weights as engines take them in inference.
     """
@@ -133,7 +135,8 @@ class LayerParameters:
         self.suffixes = tuple(suffixes)
         self.kinds: PerWeight[Any] = PerWeight(*kinds)
         self._buffers: list[Buffer | None] = [None if p is None else p[0].buffer for p in kinds]
-        self.prepared = PreparedWeights([b for b in self._buffers if b is not None])
+        self.buffers = [b for b in self._buffers if b is not None]
+        self.prepared = PreparedWeights(self.buffers)
 
     def named(self) -> dict[str, Parameter | None]:
         """Return the parameters by name, direction by direction; None for an absent bias."""
@@ -161,25 +164,44 @@ class LayerParameters:
             )
         )
 
+    def gradients_as_they_are(self) -> LayerGradients:
+        """Return the same for a backward pass that is told which are `unset`."""
+        return LayerGradients(
+            *(
+                None if p is None or _trainable(p) is None else p[0].buffer.gradient_as_it_is()
+                for p in self.kinds
+            )
+        )
+
+    def unset(self) -> frozenset[str]:
+        """Return the kinds whose wanted gradients are to be set; those of others are added to."""
+        found = []
+        for kind, parameters in zip(KINDS, self.kinds, strict=True):
+            some = None if parameters is None else _trainable(parameters)
+            if some is not None:
+                buffer = parameters[0].buffer
+                if buffer.unset.issuperset(range(some.start, some.stop)):
+                    found.append(kind)
+                else:
+                    buffer.make_gradient()
+        return frozenset(found)
+
     def mark_gradients(self) -> None:
-        """Note, and announce, that a backward pass has added to the gradients that are wanted."""
+        """Note, and announce, that a backward pass has made the gradients that are wanted."""
         trainable = [p for kind in self.kinds for p in kind or () if p.trainable]
         for parameter in trainable:
             parameter.has_gradient = True
+            parameter.buffer.unset -= {parameter.index}
         announce_gradients(trainable)
-
-    def versions(self) -> tuple[int, ...]:
-        """Return the versions of all buffers; they differ after any change of a weight."""
-        return tuple([b.version for b in self._buffers if b is not None])
 
     def moves(self) -> tuple[int, ...]:
         """Return how often each buffer has changed its place or dtype."""
-        return tuple([b.moves for b in self._buffers if b is not None])
+        return tuple([b.moves for b in self.buffers])
 
 
-def versions(layers: Sequence[LayerParameters]) -> list[tuple[int, ...]]:
-    """Return the versions of the weights of several layers."""
-    return [layer.versions() for layer in layers]
+def versions(layers: Sequence[LayerParameters]) -> list[int]:
+    """Return the versions of the weights of several layers; they differ after any change."""
+    return [buffer.version for layer in layers for buffer in layer.buffers]
 
 
 def _trainable(parameters: Sequence[Parameter]) -> slice | None:

@@ -1,6 +1,7 @@
 """Settings every test shares."""
 
 import importlib.util
+import sys
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -34,6 +35,14 @@ def _plans_are_made_anew():
     remembered_plan.cache_clear()
     yield
     remembered_plan.cache_clear()
+
+
+@pytest.fixture(autouse=True)
+def _passes_are_made_anew():
+    """The same for the passes of the engine simd, where it is there."""
+    yield
+    if "cupy_lstm.simd.ready" in sys.modules:
+        sys.modules["cupy_lstm.simd.ready"].SHARED.waiting.clear()
 
 
 def pytest_report_header():

@@ -10,7 +10,7 @@ from cases import build, forward, make_lstm, run_face
 
 import cupy_lstm
 from cupy_lstm import engine, no_grad
-from cupy_lstm.simd import layout, threads
+from cupy_lstm.simd import layout, ready, threads
 
 PACKAGE = Path(cupy_lstm.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parent
@@ -34,6 +34,7 @@ def infer(case, dtype="float32", arrays=None):
 
 def use_threads(monkeypatch, count):
     """Let every call take so many threads, however small; return a list of how many each took."""
+    ready.SHARED.waiting.clear()
     taken, run = [], threads.Crew.run
 
     def watched(crew, task):
@@ -41,6 +42,7 @@ def use_threads(monkeypatch, count):
         run(crew, task)
 
     monkeypatch.setattr(threads, "thread_count", lambda: count)
+    monkeypatch.setattr(threads, "WORTH_WAKING", 1)
     monkeypatch.setattr(threads, "WORTH_A_THREAD", 1)
     monkeypatch.setattr(threads.Crew, "run", watched)
     return taken
@@ -48,6 +50,7 @@ def use_threads(monkeypatch, count):
 
 def use_lanes(monkeypatch, lanes):
     """Let the engine work in this kind of vector."""
+    ready.SHARED.waiting.clear()
     monkeypatch.setattr(layout, "host_lanes", lambda dtype: lanes)
 
 

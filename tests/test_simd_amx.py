@@ -24,7 +24,7 @@ from simd_bed import infer, run, run_script, use_threads
 from cupy_lstm import engine, no_grad
 from cupy_lstm.engines import simd
 from cupy_lstm.notation import LayerWeights, Shape, Wanted
-from cupy_lstm.simd import gradients, layout, sharing, sweeps
+from cupy_lstm.simd import backward_pass, forward_pass, gradients, layout, ready, sharing
 from cupy_lstm.simd.amx.split import store_split
 from cupy_lstm.simd.amx.unit import SWITCH, available
 from cupy_lstm.simd.compiled import host_lanes
@@ -42,14 +42,15 @@ def tiles(monkeypatch):
     """Let the unit compute whatever it can, however small; return the names of kernels used."""
     if not available():
         pytest.skip(NO_UNIT)
-    used, kernel = set(), sweeps.kernel
+    ready.SHARED.waiting.clear()
+    used, kernel = set(), forward_pass.kernel
 
     def watched(function, lanes):
         used.add(function.__name__)
         return kernel(function, lanes)
 
-    monkeypatch.setattr(sweeps, "kernel", watched)
-    monkeypatch.setattr(gradients, "kernel", watched)
+    for module in (forward_pass, backward_pass, gradients):
+        monkeypatch.setattr(module, "kernel", watched)
     monkeypatch.setattr(layout, "worth_tiles", lambda *sizes: True)
     monkeypatch.setattr(layout, "MANY_UNITS", 1)
     monkeypatch.setattr(layout, "FEWEST_ROWS", 1)
@@ -156,7 +157,8 @@ def divide(monkeypatch, count, units):
         teams.extend(share.team for part in shares for share in part)
         return shares
 
-    monkeypatch.setattr(sweeps, "split", watched)
+    for module in (forward_pass, backward_pass):
+        monkeypatch.setattr(module, "split", watched)
     monkeypatch.setattr(sharing, "LARGE_WEIGHTS", 1 if units else 2**62)
     return use_threads(monkeypatch, count), teams
 
@@ -321,10 +323,10 @@ def test_as_accurate_as_a_blas():
 ASK = """
 from cases import Case, assert_case
 from simd_bed import run
-from cupy_lstm.simd import sweeps
+from cupy_lstm.simd import forward_pass
 from cupy_lstm.simd.amx.unit import available
-used, kernel = set(), sweeps.kernel
-sweeps.kernel = lambda function, lanes: used.add(function.__name__) or kernel(function, lanes)
+used, kernel = set(), forward_pass.kernel
+forward_pass.kernel = lambda function, lanes: used.add(function.__name__) or kernel(function, lanes)
 case = Case("asked", T=2, B=16, I=64, H=128)
 assert_case(case, "float32", run(case))
 print(available(), "forward_tiles" in used)

@@ -1,6 +1,7 @@
 """Rows do not touch each other in the engine simd, and padding is no work at all."""
 
 import dataclasses
+import math
 import sys
 
 import numpy as np
@@ -11,6 +12,8 @@ from simd_bed import infer, run, run_script, use_threads
 
 from cupy_lstm import engines
 from cupy_lstm.notation import LayerWeights
+from cupy_lstm.simd.layout import layout_of
+from cupy_lstm.simd.tape import Recorded
 
 ROWS = {"y": 0, "cells": 0, "dx": 0, "h": 1, "c": 1, "dh0": 1, "dc0": 1}
 """The axis of the batch rows; the arrays without one are sums over rows."""
@@ -146,8 +149,10 @@ def test_the_tape_has_no_place_for_padding(lengths, reverse):
     """So the kernels have no work with it: one slot for every valid step of every row."""
     x = np.ones((7, 4, 5), "float32")
     y, _, tape = sweep(x, np.array(lengths), reverse, keep=True)
-    assert [len(gates) for gates in tape.gates] == [sum(lengths)] * len(reverse)
-    assert [len(c) for c in tape.c] == [sum(lengths)] * len(reverse)
+    parts = dict(Recorded(layout_of(7, 4, tape.weights), tape.rows).sizes)
+    for d in range(len(reverse)):
+        assert [parts[f"{name} {d}"][1][0] for name in ("gates", "cells")] == [sum(lengths)] * 2
+    assert tape.block.size == sum(-(-math.prod(sizes) // 16) * 16 for _, sizes in parts.values())
     padding = np.arange(7)[:, None] >= np.array(lengths)
     assert not y[padding].any()
     assert y[~padding].all()

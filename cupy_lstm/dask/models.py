@@ -60,7 +60,7 @@ class Snapshot:
             model.eval()
             model.clear_gradients(set_to_zero=False)
             for buffer in unique_buffers(model.parameters()):
-                buffer.gradient = None
+                buffer.drop_gradient()
         return cls(model, method, forced_engine())
 
     def task(self) -> Delayed:

@@ -3,8 +3,9 @@
 ``forward(x, weights, states, lengths, *, reverse, y, cells, keep, steps, chunk)`` and
 ``backward(tapes, dy, dstates, dcells, *, wanted, gradients, dx)``, as `stepwise` documents them.
 Arrays over time are given in the caller's layout and order, for an engine to read and to fill in
-place. The engine `single`, which keeps no tape, has the first of them alone. `cupy_lstm.plan`
-chooses among the engines.
+place. The engine `single`, which keeps no tape, has the first of them alone. An engine with
+``SETS_GRADIENTS`` takes ``unset``, too: the names of weights whose gradients it sets, instead of
+adding to them. `cupy_lstm.plan` chooses among the engines.
 """
 
 from collections.abc import Sequence

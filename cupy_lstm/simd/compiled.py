@@ -29,6 +29,7 @@ from cupy_lstm.simd.vector import Lanes, LanesType
 KERNELS = (
     programs.meet_others,
     forward.forward_sweep,
+    matrix.copy_rows,
     matrix.project_steps,
     backward.backward_sweep,
     products.add_outer_products,

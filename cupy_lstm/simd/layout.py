@@ -1,8 +1,8 @@
-"""Arrays as kernels see them: whole vectors, an address, rows whose numbers lie side by side."""
+"""Arrays as kernels see them: whole vectors, and rows whose numbers lie side by side."""
 
-from array import array
-from ctypes import addressof, c_char
-from typing import Any
+from collections.abc import Hashable, Mapping
+from math import prod
+from typing import Any, TypeVar
 
 import numpy
 
@@ -11,12 +11,13 @@ from cupy_lstm.notation import LayerWeights, Shape, layer_shape
 from cupy_lstm.simd.amx.unit import SIDE, STEP, TERMS, available, fits_unit
 from cupy_lstm.simd.compiled import host_lanes
 from cupy_lstm.simd.reserve import piece
+from cupy_lstm.simd.scratch import CACHE_LINE, address, next_line
 from cupy_lstm.workspace import FEWEST_ROWS, MANY_UNITS
-
-CACHE_LINE = 64
 
 NEAR_BYTES = 3 * 2**20
 """Bytes of the split weights of a direction that the caches of two cores hold."""
+
+Name = TypeVar("Name", bound=Hashable)
 
 NAMES = {numpy.dtype(name): name for name in ("float32", "float64")}
 """The dtypes there are kernels for; NumPy takes long to name a dtype."""
@@ -52,6 +53,11 @@ class Layout:
         self.blocks = self.c_width // self.lanes.count
         self.gate_width = 4 * self.c_width
 
+    def work(self, slots: int) -> int:
+        """Return the multiply-adds of the forward products of so many rows at one time each."""
+        _, _, I, H, P, _ = self.shape  # noqa: E741
+        return slots * 4 * H * (I + P)
+
     def in_vectors(self, size: int) -> int:
         """Return a size rounded up to whole vectors."""
         return -(-size // self.lanes.count) * self.lanes.count
@@ -63,16 +69,35 @@ class Layout:
             size *= part
         total = size * self.itemsize + CACHE_LINE
         memory = piece(total)[:total].view(self.dtype)
-        skipped = -address(memory) % CACHE_LINE // self.itemsize
+        place = address(memory)
+        skipped = (next_line(place) - place) // self.itemsize
         return memory[skipped : skipped + size].reshape(sizes)
 
-    def split_columns(self, blocks: int, terms: int) -> HostArray:
-        """Return an array for the split columns of a matrix, of so many vectors in a row."""
-        return self.empty(blocks, -(-terms // TERMS), STEP // self.itemsize)
+    def split_columns(self, blocks: int, terms: int) -> tuple[int, ...]:
+        """Return the sizes of an array for the split columns of a matrix of so many vectors."""
+        return blocks, -(-terms // TERMS), STEP // self.itemsize
 
     def split_rows(self, rows: int, terms: int) -> tuple[int, ...]:
         """Return the sizes of an array for split rows."""
         return -(-rows // SIDE), -(-terms // TERMS), STEP // self.itemsize
+
+    def one_after_the_other(
+        self, arrays: "Mapping[Name, tuple[int, ...]]"
+    ) -> "tuple[int, dict[Name, tuple[int, tuple[int, ...]]]]":
+        """Divide one piece of memory among arrays of these sizes, each from a cache line on.
+
+        Returns
+        -------
+        int
+            Numbers in all.
+        dict
+            For each array how many numbers lie before it, and its sizes.
+        """
+        line, size, found = CACHE_LINE // self.itemsize, 0, {}
+        for name, sizes in arrays.items():
+            found[name] = size, sizes
+            size += -(-prod(sizes) // line) * line
+        return size, found
 
     def zeros(self, *sizes: int) -> HostArray:
         """Return an array of zeros that begins with a cache line."""
@@ -116,55 +141,6 @@ def worth_tiles(B: int, I: int, H: int) -> bool:  # noqa: E741
     return B >= SIDE and H >= MANY_UNITS and 6 * 4 * H * (I + H) <= NEAR_BYTES
 
 
-class Scratch:
-    """Memory that kernels write to; it lives as long as this object."""
-
-    def __init__(self, layout: Layout) -> None:
-        self._layout = layout
-        self._arrays: list[HostArray] = []
-        self._jobs: list[array[int]] = []
-        self._shared: dict[object, int] = {}
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all that was asked for."""
-        return sum(array.nbytes for array in self._arrays)
-
-    def job(self, words: tuple[int, ...]) -> int:
-        """Return the address of a job."""
-        job = array("q", words)  # made in half the time of one of NumPy's
-        self._jobs.append(job)
-        return job.buffer_info()[0]
-
-    def table(self, entries: int) -> int:
-        """Return the address of some 64-bit integers."""
-        self._arrays.append(numpy.empty(entries, "int64"))
-        return address(self._arrays[-1])
-
-    def shared(self, key: object, *sizes: int) -> int:
-        """Return the address of some numbers, the same for the same key."""
-        if key not in self._shared:
-            self._shared[key] = self.numbers(*sizes)
-        return self._shared[key]
-
-    def numbers(self, *sizes: int) -> int:
-        """Return the address of some numbers, a cache line's begin."""
-        self._arrays.append(self._layout.empty(*sizes))
-        return address(self._arrays[-1])
-
-
-def address(array: HostArray | None) -> int:
-    """Return where the numbers of an array begin; 0 for none."""
-    if array is None:
-        return 0
-    try:
-        buffer: Any = array
-        return addressof(c_char.from_buffer(buffer))
-    except (TypeError, ValueError, BufferError):  # read-only, empty, or not in one piece
-        place: int = array.__array_interface__["data"][0]
-        return place
-
-
 def has_rows(array: HostArray) -> bool:
     """Whether the numbers of a row lie side by side."""
     side_by_side = array.shape[-1] == 1 or array.strides[-1] == array.itemsize
@@ -176,8 +152,11 @@ def row_major(array: HostArray) -> HostArray:
     return array if has_rows(array) else numpy.array(array, order="C")
 
 
-def contiguous(array: HostArray) -> HostArray:
+def is_in_order(array: HostArray) -> bool:
+    """Whether an array is one aligned piece of memory."""
+    return array.flags.c_contiguous and array.flags.aligned
+
+
+def in_order(array: HostArray) -> HostArray:
     """Return the array, copied if it is not one aligned piece of memory."""
-    if array.flags.c_contiguous and array.flags.aligned:
-        return array
-    return numpy.array(array, order="C")
+    return array if is_in_order(array) else numpy.array(array, order="C")

@@ -23,6 +23,26 @@ def copy_numbers(lanes: Any, source: int, target: int, count: int) -> None:
         store_first(target + k * size, load_first(lanes, source + k * size, there), there)
 
 
+class CopyJob(NamedTuple):
+    """Rows of numbers to copy; bytes from row to row."""
+
+    source: int
+    source_step: int
+    target: int
+    target_step: int
+    rows: int
+    numbers: int
+
+
+@njit(nogil=True)
+def copy_rows(lanes: Any, place: int) -> None:
+    """Copy some rows."""
+    job = read_job(CopyJob, place)
+    for row in range(job.rows):
+        source, target = job.source + row * job.source_step, job.target + row * job.target_step
+        copy_numbers(lanes, source, target, job.numbers)
+
+
 @njit(nogil=True)
 def clear_numbers(lanes: Any, target: int, count: int) -> None:
     """Set some neighbouring numbers to zero."""

@@ -39,6 +39,8 @@ class PackingJob(NamedTuple):
         Address of the packed weight.
     terms
         Terms of a packed sum, the columns of the weight and what may be behind them.
+    begins
+        Whether a weight is set to a packed sum, not added to.
     """
 
     weight: int
@@ -49,6 +51,7 @@ class PackingJob(NamedTuple):
     last: int
     packed: int
     terms: int
+    begins: int
 
 
 @njit(nogil=True)
@@ -77,7 +80,7 @@ def pack_by_units(lanes: Any, place: int) -> None:
 
 @njit(nogil=True)
 def unpack_by_units(lanes: Any, place: int) -> None:
-    """Add a matrix packed by units, some of its blocks, to a matrix [4H,K]."""
+    """Add a matrix packed by units, some of its blocks, to a matrix [4H,K], or set that to it."""
     job = read_job(PackingJob, place)
     out, units, terms, packed, scratch = job.weight, job.rows, job.columns, job.packed, job.other
     panel = job.terms * 4 * lane_count(lanes) * itemsize(lanes)
@@ -95,7 +98,9 @@ def unpack_by_units(lanes: Any, place: int) -> None:
                 )
                 for r in range(rows):
                     row = target + (r * terms + k) * size
-                    total = load_first(lanes, row, columns) + load(lanes, scratch + r * vector)
+                    total = load(lanes, scratch + r * vector)
+                    if job.begins == 0:
+                        total = load_first(lanes, row, columns) + total
                     store_first(row, total, columns)
 
 
@@ -119,7 +124,7 @@ def pack_bias(lanes: Any, place: int) -> None:
 
 @njit(nogil=True)
 def unpack_bias(lanes: Any, place: int) -> None:
-    """Add the gates of a row to a vector [4H]."""
+    """Add the gates of a row to a vector [4H], or set that to them."""
     job = read_job(PackingJob, place)
     units = job.rows
     count, size = lane_count(lanes), itemsize(lanes)
@@ -127,8 +132,10 @@ def unpack_bias(lanes: Any, place: int) -> None:
         there = min(count, units - j * count)
         for gate in range(4):
             target = job.weight + (gate * units + j * count) * size
-            term = load(lanes, job.packed + (j * 4 + gate) * count * size)
-            store_first(target, load_first(lanes, target, there) + term, there)
+            total = load(lanes, job.packed + (j * 4 + gate) * count * size)
+            if job.begins == 0:
+                total = load_first(lanes, target, there) + total
+            store_first(target, total, there)
 
 
 @njit(nogil=True)

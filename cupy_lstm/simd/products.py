@@ -141,11 +141,13 @@ class ProductJob(NamedTuple):
     first, last
         The range: tiles of features within groups of four blocks.
     tables
-        Scratch for a table of `chunk` slots and one of the rows of a tile.
+        Scratch for a table of `chunk` slots and two of the rows of a tile.
     chunk
         Slots to take at once.
     left
         Address of the `Places` of the left rows.
+    begin
+        Address of a group of zero vectors where the sums begin here, else 0.
     tiles
         Address of the `TileProductJob` of a sum in the matrix unit.
     """
@@ -163,6 +165,7 @@ class ProductJob(NamedTuple):
     tables: int
     chunk: int
     left: int
+    begin: int
     tiles: int
 
 
@@ -172,9 +175,14 @@ def add_outer_products(lanes: Any, place: int) -> None:
     job = read_job(ProductJob, place)
     left = read_job(Places, job.left)
     parts = -(-(left.last_time - left.time) // job.steps)
+    begins = job.begin != 0
     for part in range(parts - 1, -1, -1):
         position, last = slots_of_part(left, part, job.steps)
-        _add_slots(lanes, job, left, position, last)
+        for start in range(position[1], last, job.chunk):
+            n = min(job.chunk, last - start)
+            position = write_places(left, start, n, position, job.tables)
+            _add_slots(lanes, job, start, n, begins)
+            begins = False
 
 
 @njit(nogil=True)
@@ -191,33 +199,33 @@ def slots_of_part(left: Any, part: int, steps: int) -> Any:
 
 
 @njit(nogil=True)
-def _add_slots(lanes: Any, job: Any, left: Any, position: Any, last: int) -> None:
-    """Add the products of the slots from a position up to `last`."""
+def _add_slots(lanes: Any, job: Any, start: int, n: int, begins: bool) -> None:
+    """Add the products of `n` slots from `start`, whose left rows are in the job's table."""
     lane, size, most = lane_count(lanes), itemsize(lanes), tile_rows(lanes)
     vector = lane * size
     tiles = -(-job.features // most)
     sources, outputs = job.tables, job.tables + 8 * job.chunk
-    for start in range(position[1], last, job.chunk):
-        n = min(job.chunk, last - start)
-        position = write_places(left, start, n, position, sources)
-        for index in range(job.first, job.last):
-            group, feature = index // tiles, index % tiles * most
-            rows = min(most, job.features - feature)
-            out = job.out + group * job.panel_step + feature * job.out_step
-            for r in range(rows):
-                write(outputs + 8 * r, out + r * job.out_step)
-            right = job.right + start * job.right_step + group * 4 * vector
-            if 4 * group + 4 <= job.blocks:
+    starts = outputs + 8 * most if begins else outputs
+    for r in range(most):
+        write(outputs + 8 * most + 8 * r, job.begin)
+    for index in range(job.first, job.last):
+        group, feature = index // tiles, index % tiles * most
+        rows = min(most, job.features - feature)
+        out = job.out + group * job.panel_step + feature * job.out_step
+        for r in range(rows):
+            write(outputs + 8 * r, out + r * job.out_step)
+        right = job.right + start * job.right_step + group * 4 * vector
+        if 4 * group + 4 <= job.blocks:
+            multiply_tile(
+                lanes, 4, True, rows, n, sources, feature * size, right, job.right_step,
+                0, starts, outputs, 0, vector, right, 0,
+            )  # fmt: skip
+        else:
+            for v in range(job.blocks - 4 * group):
                 multiply_tile(
-                    lanes, 4, True, rows, n, sources, feature * size, right, job.right_step,
-                    0, outputs, outputs, 0, vector, right, 0,
+                    lanes, 1, True, rows, n, sources, feature * size, right + v * vector,
+                    job.right_step, 0, starts, outputs, v * vector, vector, right, 0,
                 )  # fmt: skip
-            else:
-                for v in range(job.blocks - 4 * group):
-                    multiply_tile(
-                        lanes, 1, True, rows, n, sources, feature * size, right + v * vector,
-                        job.right_step, 0, outputs, outputs, v * vector, vector, right, 0,
-                    )  # fmt: skip
 
 
 class InputGradientJob(NamedTuple):

@@ -15,10 +15,14 @@ from cupy_lstm.simd.barrier import add, current, exchange, give_way, meet, pause
 from cupy_lstm.simd.memory import read, read_job, write
 from cupy_lstm.simd.vector import Lanes, LanesType
 
-GIVEN, ASLEEP, DONE, LEFT, FAILED, PROGRAM, WORKERS, PLACES = (8 * k for k in range(8))
-"""Words of a task, in bytes: whether it was given to the workers and how many of them slept;
-whether the caller's own program is done, how many others are not, how many calls have failed; that
-program, the number of workers, and from `PLACES` on the box and the program of each."""
+RUN, GIVEN, DONE, ASLEEP, LEFT, FAILED, PROGRAM, COUNTERS, WORKERS, PLACES = (
+    8 * k for k in range(10)
+)
+"""Words of a task, in bytes: the number of the run that is wanted, of the one that was given to the
+workers last, and of that in which the caller's own program was done last; how many workers slept
+when it was given, how many programs of others are not done, how many calls have failed; the
+caller's program; a table of what is zero when a run begins: how many places, then for each its
+address and its words; the number of workers; from `PLACES` on the box and the program of each."""
 
 STATE, BOX_TASK, BOX_PROGRAM = (8 * k for k in range(3))
 """Words of a box, in bytes."""
@@ -58,10 +62,18 @@ def _run(program: int, task: int) -> None:
 def begin(task: int) -> int:
     """Give a task to the workers and do it; return 0, or if some of them sleep, how many.
 
-    Those must be woken then, and `finish` be called. What was given before is not given again.
+    Those must be woken then, and `finish` be called. A run that was given is not given again.
     """
-    if read(task + GIVEN) == 0:
-        write(task + GIVEN, 1)
+    if read(task + GIVEN) != read(task + RUN):
+        write(task + GIVEN, read(task + RUN))
+        write(task + ASLEEP, 0)
+        write(task + FAILED, 0)
+        write(task + LEFT, read(task + WORKERS))
+        counters = read(task + COUNTERS)
+        for k in range(read(counters)):
+            entry = counters + 8 + 16 * k
+            for word in range(read(entry + 8)):
+                write(read(entry) + 8 * word, 0)
         for k in range(read(task + WORKERS)):
             place = task + PLACES + 16 * k
             box = read(place)
@@ -78,8 +90,8 @@ def begin(task: int) -> int:
 @njit(nogil=True)
 def finish(task: int) -> None:
     """Run the caller's own program, and wait for the others."""
-    if read(task + DONE) == 0:
-        write(task + DONE, 1)
+    if read(task + DONE) != read(task + RUN):
+        write(task + DONE, read(task + RUN))
         _run(read(task + PROGRAM), task)
     tries = 0
     while current(task + LEFT) > 0:

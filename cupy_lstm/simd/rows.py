@@ -30,6 +30,8 @@ class Rows:
         How many times of the range each row takes part in.
     total : int
         Slots of the range.
+    batch_rows : array [B] of int64, or slice
+        `order` as an index.
     """
 
     order: HostArray
@@ -37,6 +39,12 @@ class Rows:
     times: range
     steps: HostArray
     total: int
+    batch_rows: HostArray | slice
+
+    @property
+    def are_even(self) -> bool:
+        """Whether the batch has no lengths: all rows take part at all times."""
+        return isinstance(self.batch_rows, slice)
 
     def first_slot(self, time: int) -> int:
         """Return the first slot of a time at either end of the range."""
@@ -64,12 +72,12 @@ def rows_of(lengths: HostArray | None, T: int, B: int, steps: range, backwards: 
     if lengths is None:
         order, falling = numpy.arange(B, dtype="int64"), numpy.full(B, T, "int64")
         taken = numpy.full(B, len(times), "int64")
-        return Rows(order, falling, times, taken, B * len(times))
+        return Rows(order, falling, times, taken, B * len(times), slice(None))
     clamped = numpy.clip(lengths, 0, T)
     order = numpy.argsort(-clamped, kind="stable").astype("int64")
     falling = clamped[order].astype("int64")
     taken = numpy.clip(falling, first, last) - first
-    return Rows(order, falling, times, taken, int(taken.sum()))
+    return Rows(order, falling, times, taken, int(taken.sum()), order)
 
 
 @njit(nogil=True)

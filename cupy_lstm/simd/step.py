@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 
-import numpy
-
 from cupy_lstm.backend import HostArray
-from cupy_lstm.notation import States
+from cupy_lstm.notation import LayerWeights, States
 from cupy_lstm.simd.compiled import kernel
-from cupy_lstm.simd.layout import Scratch, layout_of
-from cupy_lstm.simd.programs import MeetingJob, meet_others
-from cupy_lstm.simd.sweeps import ForwardSweep
+from cupy_lstm.simd.forward_pass import ForwardSweep
+from cupy_lstm.simd.layout import layout_of
+from cupy_lstm.simd.matrix import CopyJob, copy_rows
+from cupy_lstm.simd.rows import rows_of
+from cupy_lstm.simd.scratch import Scratch, address
+from cupy_lstm.simd.sharing import Share
+from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.threads import Call, Task, crew
 from cupy_lstm.simd.weights import Packed
 
@@ -19,8 +21,10 @@ class ReadyStep:
 
     Parameters
     ----------
-    layers : sequence of Packed
+    weights : sequence of LayerWeights
         The weights of every layer, of one direction.
+    packed : sequence of Packed
+        The same, packed.
     states : tuple of array [L,B,P], [L,B,H]
         Those to go on from, copied.
 
@@ -30,69 +34,94 @@ class ReadyStep:
         The states, read and written by every step.
     """
 
-    def __init__(self, layers: Sequence[Packed], states: States) -> None:
+    def __init__(
+        self, weights: Sequence[LayerWeights], packed: Sequence[Packed], states: States
+    ) -> None:
         (L, B, P), H = states[0].shape, states[1].shape[2]
-        layouts = [layout_of(1, B, packed.weights) for packed in layers]
-        first = layouts[0]
-        h_size, c_size = 2 * B * first.h_width, B * first.c_width
-        self._states = first.zeros(L, h_size + c_size)
-        self._states_before = numpy.empty_like(self._states)
-        h = self._states[:, :h_size].reshape(L, 2, B, first.h_width)
-        c = self._states[:, h_size:].reshape(L, B, first.c_width)
-        self.memory, self._h_after = (h[:, 0, :, :P], c[:, :, :H]), h[:, 1, :, :P]
+        self._layouts, self._packed = [layout_of(1, B, layer) for layer in weights], packed
+        first = self._layouts[0]
+        # Before a step, as memory; and after it, of which every thread copies its part back.
+        self._h = first.zeros(L, 1, 2, B, first.h_width)
+        self._c = first.zeros(L, 1, B, first.c_width)
+        self._h_before, self._c_before = self._h[:, :, 0].copy(), self._c.copy()
+        self.memory = self._h[:, 0, 0, :, :P], self._c[:, 0, :, :H]
         for kept, values in zip(self.memory, states, strict=True):
             kept[...] = values
-        self._x = first.zeros(1, B, first.shape.I)
-        self._sweeps: list[tuple[ForwardSweep, HostArray, HostArray]] = []
-        x, self._products = self._x, 0
-        for k, (layout, packed) in enumerate(zip(layouts, layers, strict=True)):
-            here = slice(k, k + 1)
-            own = self.memory[0][here], self.memory[1][here]
-            sweep = ForwardSweep(layout, x, packed, own, None, (False,), range(1), keep=False)
-            sweep.h, sweep.c = h[here], c[here]
-            y = layout.zeros(1, B, 1, P)
-            self._sweeps.append((sweep, x, y))
-            self._products += sweep.work
-            x = y[:, :, 0]
-        self._y = x[0]
+        self._x, self._y = first.zeros(1, B, first.shape.I), first.zeros(1, B, 1, P)
+        self._x_rows, self._y_rows = self._x[0], self._y[0, :, 0]
+        self._work = sum(layout.work(B) for layout in self._layouts)
         # Kernels are compiled now, not while the first step waits.
-        self._tasks = {1: self._task(1)}
+        self._tasks: dict[int, Task] = {}
+        self._made(1)
 
     def run(self, x: HostArray, y: HostArray) -> None:
         """Run one step from x [B,I] into y [B,P], any strides."""
-        with crew() as team:
-            threads = team.threads(self._products)
-            if threads not in self._tasks:
-                self._tasks[threads] = self._task(threads)
-            task, counters = self._tasks[threads]
-            self._x[0], self._states_before[...] = x, self._states
-            for counter in counters:
-                counter.fill(0)
+        with crew() as workers:
+            team = workers.team(self._work)
+            task = self._tasks.get(team) or self._made(team)
+            # To copy them takes less time than to find out where they are.
+            self._x_rows[...] = x
+            begun = task.begun
             try:
-                team.run(task)
-                self.memory[0][...], y[...] = self._h_after, self._y
+                workers.run(task)
+                y[...] = self._y_rows
             except BaseException:
-                # An interrupt: the step has come to its end, and is taken back.
-                self._states[...] = self._states_before
+                # An interrupt: a step that was begun has come to its end, and is taken back.
+                if task.begun != begun:
+                    self._h[:, :, 0], self._c[...] = self._h_before, self._c_before
                 raise
 
-    def _task(self, threads: int) -> tuple[Task, list[HostArray]]:
-        """Return what so many threads do, and the counters that are zero when they begin."""
-        scratch = Scratch(self._sweeps[0][0].layout)
-        counter = numpy.zeros(1, "int64")
-        programs: list[list[Call]] = [[] for _ in range(threads)]
-        counters: list[HostArray] = [counter]
-        # Not this object: only a collection would free both.
-        alive: list[object] = [scratch, counter]
-        for number, (sweep, x, y) in enumerate(self._sweeps):
-            if number and threads > 1:
-                job = scratch.job(MeetingJob(counter.ctypes.data, target=threads * number))
-                for program in programs:
-                    program.append((kernel(meet_others, sweep.layout.lanes), job))
-            parts, own = sweep.parts(threads, x, y, None, 1)
-            counters.append(sweep.barriers)
-            alive += [sweep, sweep.jobs, sweep.barriers, own, x, y]
-            sweep.jobs = []
-            for program, part in zip(programs, parts, strict=False):
-                program += part
-        return Task(programs, alive), counters
+    def _made(self, team: int) -> Task:
+        """Return the steps of all layers for so many threads."""
+        stages = Stages(self._layouts[0], team)
+        scratch = stages.scratch
+        for array in (self._x, self._h_before, self._c_before):
+            scratch.keep(array)
+        x = self._x
+        for number, (layout, packed) in enumerate(zip(self._layouts, self._packed, strict=True)):
+            rows = rows_of(None, 1, layout.shape.B, range(1), False)
+            sweep = ForwardSweep(stages, layout, [rows], packed, self._h[number], self._c[number])
+            last = number == len(self._layouts) - 1
+            y = self._y if last else layout.zeros(*self._y.shape)
+            scratch.keep(y)
+            for weight in packed:
+                if weight is not None:
+                    scratch.keep(weight)
+            parts = []
+            for calls, shares in sweep.parts(x, y, None, 1):
+                around = [self._copies(number, share, scratch) for share in shares]
+                before, after = ([call for pair in around for call in pair[k]] for k in (0, 1))
+                parts.append([*before, *calls, *after])
+            stages.add("recurrence", parts)
+            x = y[:, :, 0]
+        task = self._tasks[team] = stages.task()
+        return task
+
+    def _copies(self, number: int, share: Share, scratch: Scratch) -> tuple[list[Call], list[Call]]:
+        """Return what a thread does around its part of a layer.
+
+        Before, it keeps the states; after, it puts the outputs where the next step begins.
+        """
+        layout = self._layouts[number]
+        rows, step = share.last_row - share.first_row, layout.lanes.count
+        c_part = slice(share.first_block * step, share.last_block * step)
+        # Who projects has all units.
+        h_part = c_part if share.team > 1 else slice(layout.h_width)
+        h, c = self._h[number, 0], self._c[number, 0]
+        h_before, c_before = self._h_before[number, 0], self._c_before[number, 0]
+        copies = []
+        for source, target, part in (
+            (h[0], h_before, h_part),
+            (c, c_before, c_part),
+            (h[1], h[0], h_part),
+        ):
+            job = CopyJob(
+                source=address(source[share.first_row :, part]),
+                source_step=source.strides[0],
+                target=address(target[share.first_row :, part]),
+                target_step=target.strides[0],
+                rows=rows,
+                numbers=source[0, part].size,
+            )
+            copies.append((kernel(copy_rows, layout.lanes), scratch.job(job)))
+        return copies[:2], copies[2:]

@@ -6,27 +6,28 @@ and programs that meet each other all run at once. A forked child makes a crew o
 """
 
 import os
+from array import array
 from collections.abc import Sequence
+from functools import cache
 from queue import SimpleQueue
 from threading import Lock, Thread
 from time import perf_counter
 
 import numba
-import numpy
 from numba.np.ufunc import parallel
 
 from cupy_lstm.simd import programs
 from cupy_lstm.simd.compiled import routine
-from cupy_lstm.simd.layout import CACHE_LINE, address
+from cupy_lstm.simd.scratch import CACHE_LINE, next_line
 
 Call = tuple[int, int]
 """The addresses of a kernel and of its job."""
 
-WORTH_A_THREAD = 2**21
-"""Multiply-adds below which waking a thread takes longer than it saves."""
+WORTH_WAKING = 2**22
+"""Multiply-adds of a pass for each thread, below which waking it takes longer than it saves."""
 
-WORTH_A_WAITING_THREAD = 2**17
-"""The same for a thread that is awake, and waits for its next task in a loop."""
+WORTH_A_THREAD = 2**17
+"""Multiply-adds of a stage for each thread that is awake, and waits for its part in a loop."""
 
 PATIENCE = 2e-4
 """Seconds for which a thread looks out for another task before it sleeps, about."""
@@ -65,28 +66,35 @@ class Task:
     ----------
     parts : sequence of sequence of Call
         What each thread does, one call after the other.
+    counters : sequence of tuple of int
+        Addresses of words that are zero when a run begins, and how many.
+
+    Attributes
+    ----------
     alive : object
-        What the memory belongs to that they work on.
+        What the memory belongs to that they work on; None until it is set.
     """
 
-    def __init__(self, parts: Sequence[Sequence[Call]], alive: object = None) -> None:
+    def __init__(self, parts: Sequence[Sequence[Call]], counters: Sequence[Call] = ()) -> None:
         parts = [part for part in parts if part]
-        self.alive, self.size = alive, len(parts)
+        self.alive: object = None
+        self.size = len(parts)
         others = max(0, self.size - 1)
         words = [0] * (programs.PLACES // 8 + 2 * others)
         starts = []
         for part in parts:
             starts.append(8 * len(words))
             words += [len(part), *(word for call in part for word in call)]
-        self._words = numpy.array(words, "int64")
-        self._place = place = address(self._words)
-        if parts:
-            self._words[programs.PROGRAM // 8] = place + starts[0]
-        self._words[programs.LEFT // 8] = self._words[programs.WORKERS // 8] = others
-        self._boxes = self._words[programs.PLACES // 8 :][: 2 * others].reshape(others, 2)
-        self._boxes[:, 1] = [place + start for start in starts[1:]]
-        self._state = self._words[: programs.PROGRAM // 8]
-        self._fresh = self._state.copy()
+        starts.append(8 * len(words))
+        words += [len(counters), *(word for counter in counters for word in counter)]
+        self._words = array("q", words)
+        self._place = place = self._words.buffer_info()[0]
+        self._words[programs.PROGRAM // 8] = place + starts[0]
+        self._words[programs.COUNTERS // 8] = place + starts[-1]
+        self._words[programs.WORKERS // 8] = others
+        self._boxes = range(programs.PLACES // 8, programs.PLACES // 8 + 2 * others, 2)
+        for box, start in zip(self._boxes, starts[1:-1], strict=True):
+            self._words[box + 1] = place + start
         self._workers: Sequence[_Worker] = ()
         self._begin, self._finish = routine(programs.begin), routine(programs.finish)
 
@@ -112,17 +120,18 @@ class Task:
                 break
             except BaseException as error:
                 interrupted = error
-        if self._state[programs.FAILED // 8]:
+        if self._words[programs.FAILED // 8]:
             raise RuntimeError("a compiled kernel has failed: this is a mistake in cupy_lstm")
         if interrupted is not None:
             raise interrupted
 
     def _prepare(self, workers: "Sequence[_Worker]") -> None:
-        """Make a task of it that nobody has begun, for these workers."""
+        """Make a run of it that nobody has begun, for these workers."""
         if workers and workers != self._workers:
             self._workers = workers
-            self._boxes[:, 0] = [worker.box for worker in workers]
-        self._state[:] = self._fresh
+            for box, worker in zip(self._boxes, workers, strict=True):
+                self._words[box] = worker.box
+        self._words[programs.RUN // 8] += 1
 
     def _complete(self) -> None:
         """Do what is not done of this task."""
@@ -131,9 +140,14 @@ class Task:
                 worker.wake()
             self._finish(self._place)
 
+    @property
+    def begun(self) -> int:
+        """How many runs were begun."""
+        return self._words[programs.GIVEN // 8]
+
     def complete_if_given(self) -> None:
         """Do what is not done of a task that workers are at."""
-        if self._state[programs.GIVEN // 8]:
+        if self.begun == self._words[programs.RUN // 8]:
             self._complete()
         _given.discard(self)
 
@@ -159,10 +173,10 @@ class _Worker(Thread):
     def __init__(self, number: int) -> None:
         super().__init__(name=f"cupy_lstm-{number}", daemon=True)
         # Nobody else writes to its cache line.
-        self._memory = numpy.zeros(3 * CACHE_LINE // 8, "int64")
-        skipped = -address(self._memory) % CACHE_LINE
-        self._words = self._memory[skipped // 8 :]
-        self.box = address(self._words)
+        self._memory = array("q", bytes(3 * CACHE_LINE))
+        place = self._memory.buffer_info()[0]
+        self.box = next_line(place)
+        self._state_word = (self.box - place + programs.STATE) // 8
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._serve = routine(programs.serve)
         self._seconds_a_look = min(self._looked() for _ in range(3)) / LOOKS
@@ -182,12 +196,17 @@ class _Worker(Thread):
     @property
     def waits(self) -> bool:
         """Whether it is awake, waiting for a task."""
-        return bool(self._words[programs.STATE // 8] == programs.WAITS)
+        return self._memory[self._state_word] == programs.WAITS
 
     def run(self) -> None:
         while True:
             self._bell.get()
             self._serve(self.box, int(PATIENCE / self._seconds_a_look))
+
+
+def worthwhile(work: int, team: int) -> int:
+    """Return how many threads of a team are worth while for a stage of so many multiply-adds."""
+    return max(1, min(team, work // WORTH_A_THREAD))
 
 
 class Crew:
@@ -201,30 +220,36 @@ class Crew:
 
     def __init__(self, size: int) -> None:
         self.size = size
-        self._awake: bool | None = None
 
-    def threads(self, work: int) -> int:
-        """Return how many threads are worth while for so many multiply-adds."""
-        worth = WORTH_A_THREAD
-        if worth > work >= WORTH_A_WAITING_THREAD and self._others_wait():
-            worth = WORTH_A_WAITING_THREAD
-        return max(1, min(self.size, work // worth))
+    def team(self, work: int) -> int:
+        """Return how many threads a pass of so many multiply-adds may use; to be asked once a call.
+
+        All where they are awake; else as many as are worth waking.
+        """
+        worth_waking = work // WORTH_WAKING
+        if worth_waking >= self.size:
+            return self.size
+        if work >= 2 * WORTH_A_THREAD and self._others_wait():
+            return self.size
+        return max(1, worth_waking)
 
     def _others_wait(self) -> bool:
-        """Whether the others were awake when this call began.
+        """Whether the others are awake.
 
         Where small calls follow each other, let them wake up.
         """
         global _small_call
-        if self._awake is None:
-            others = _workers[: self.size - 1]
-            self._awake = all(worker.waits for worker in others)
-            if not self._awake:
-                before, _small_call = _small_call, perf_counter()
-                if _small_call - before < SOON:
-                    for worker in others:
-                        worker.wake()
-        return self._awake
+        others = _workers[: self.size - 1]
+        for worker in others:
+            if not worker.waits:
+                break
+        else:
+            return True
+        before, _small_call = _small_call, perf_counter()
+        if _small_call - before < SOON:
+            for worker in others:
+                worker.wake()
+        return False
 
     def run(self, task: Task) -> None:
         """Run a task of at most as many programs."""
@@ -248,6 +273,9 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget_workers)
 
 
+_crew_of = cache(Crew)
+
+
 class crew:  # noqa: N801 - used like a function
     """Take the crew for the length of a call; it is of one where another call has it."""
 
@@ -257,7 +285,7 @@ class crew:  # noqa: N801 - used like a function
         size, lock = thread_count(), _lock
         self._taken: Lock | None = None
         if size == 1 or not lock.acquire(blocking=False):
-            return Crew(1)
+            return _crew_of(1)
         self._taken = lock
         try:
             if _given:
@@ -270,7 +298,7 @@ class crew:  # noqa: N801 - used like a function
         except BaseException:
             lock.release()
             raise
-        return Crew(size)
+        return _crew_of(size)
 
     def __exit__(self, *exception: object) -> None:
         if self._taken is not None:

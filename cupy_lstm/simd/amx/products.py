@@ -22,6 +22,7 @@ from cupy_lstm.simd.amx.unit import (
     STEP,
     TERMS,
     add_products,
+    clear_sums,
     load_sums,
     multiply_tiles,
     release_tiles,
@@ -79,17 +80,19 @@ def add_tile_products(lanes: Any, place: int) -> None:
     left, tiles = read_job(Places, job.left), read_job(TileProductJob, job.tiles)
     take_tiles(tiles.configuration)
     parts = -(-(left.last_time - left.time) // job.steps)
+    begins = job.begin != 0
     for part in range(parts - 1, -1, -1):
         position, last = slots_of_part(left, part, job.steps)
         for start in range(position[1], last, job.chunk):
             n = min(job.chunk, last - start)
             position = write_places(left, start, n, position, job.tables)
-            _add_slots(lanes, job, tiles, start, n)
+            _add_slots(lanes, job, tiles, start, n, begins)
+            begins = False
     release_tiles()
 
 
 @njit(nogil=True)
-def _add_slots(lanes: Any, job: Any, tiles: Any, start: int, n: int) -> None:
+def _add_slots(lanes: Any, job: Any, tiles: Any, start: int, n: int, begins: bool) -> None:
     """Add the products of `n` slots from `start`, whose left rows are in the job's table."""
     groups, row_tiles = groups_of(n), -(-job.features // SIDE)
     odd = 0
@@ -111,11 +114,14 @@ def _add_slots(lanes: Any, job: Any, tiles: Any, start: int, n: int) -> None:
         for tile in range(row_tiles):
             out = job.out + j * job.panel_step + tile * SIDE * job.out_step
             if odd_here != 0:
-                _add_as_they_are(lanes, job, source, n, tile, out)
+                _add_as_they_are(lanes, job, source, n, tile, out, begins)
                 continue
             rows = tiles.left + tile * groups * STEP
             for gate in range(4):
-                load_sums(out + 64 * gate, job.out_step)
+                if begins:
+                    clear_sums()
+                else:
+                    load_sums(out + 64 * gate, job.out_step)
                 add_products(rows, tiles.right + gate * groups * STEP, groups)
                 store_sums(out + 64 * gate, job.out_step)
 
@@ -177,12 +183,17 @@ def _split_slots(lanes: Any, source: int, step: int, count: int, target: int) ->
 
 
 @njit(nogil=True)
-def _add_as_they_are(lanes: Any, job: Any, source: int, n: int, tile: int, out: int) -> None:
+def _add_as_they_are(
+    lanes: Any, job: Any, source: int, n: int, tile: int, out: int, begins: bool
+) -> None:
     """Add the products of slots that have infinite numbers, which cannot be split."""
-    for r in range(min(SIDE, job.features - SIDE * tile)):
+    for r in range(SIDE):
         for gate in range(0, 256, 64):
             place = out + r * job.out_step + gate
-            total = load(lanes, place)
+            total = splat(lanes, 0.0) if begins else load(lanes, place)
+            if SIDE * tile + r >= job.features:
+                store(place, total)  # of no feature, but read with the others
+                continue
             for k in range(n):
                 feature = read(job.tables + 8 * k) + 4 * (SIDE * tile + r)
                 dz = load(lanes, source + k * job.right_step + gate)
