@@ -9,15 +9,17 @@ on its own, with the engine's own compiled parts:
 - *reading*: how fast one thread reads packed weights for a single row, by their size. It falls
   where they no longer fit a core's caches, so that few rows wait for weights, not for arithmetic;
 - *gates*: a vector of units, its five functions and its cell;
+- *packing*: weights that are in no near cache, as a training call does twice, and once more the
+  other way with the sums of their gradients;
 - *handing over*: a call of threads that have nothing to do, while the others wait in their loop
   and while they sleep;
-- *Python*: an inference call and a step of a stream, of a single unit.
+- *Python*: an inference call, a training call and a step of a stream, of a single unit.
 
-Of these it makes a floor for the inference calls of `compare_cpu.py`, and runs the calls beside it:
-the floor is arithmetic at the rate of the tile, or of the matrix unit where the engine uses that,
-or reading where that takes longer, then gates and
-Python. What a call needs beyond its floor is everything else: writing outputs, filling tables, the
-last tile of a few rows, waiting for the slower thread.
+Of these it makes a floor for the calls of `compare_cpu.py`, and runs the calls beside it: the floor
+is arithmetic at the rate of the tile, or of the matrix unit where the engine uses that, or reading
+where that takes longer, then gates, packing and Python; that of a stream's step is reading, handing
+over, gates and Python. What a call needs beyond its floor is everything else: writing outputs and
+what backward needs, filling tables, the last tile of a few rows, waiting for the slower thread.
 
 Every figure is a median over rounds in which all of them take turns.
 """
@@ -32,7 +34,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from compare.case import Case
 from compare.worker import settle
-from compare_cpu import SEQUENCES
+from compare_cpu import JOBS
 from numba import njit
 
 from cupy_lstm import LSTM, no_grad
@@ -53,9 +55,11 @@ from cupy_lstm.simd.compiled import host_lanes, kernel
 from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.layout import worth_tiles
 from cupy_lstm.simd.memory import load, store, write
+from cupy_lstm.simd.packing import PackingJob, pack_by_units
 from cupy_lstm.simd.programs import MeetingJob, meet_others
 from cupy_lstm.simd.tile import multiply
 from cupy_lstm.simd.vector import fused, itemsize, lane_count
+from cupy_lstm.workspace import FEWEST_ROWS, MANY_UNITS
 
 LANES = host_lanes("float32")
 VECTOR = 4 * LANES.count
@@ -72,6 +76,7 @@ GROUPS = 8
 
 SIZES_MB = (0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0)
 GATE_VECTORS = 512
+PACKED_MB = 16
 
 
 @njit(nogil=True)
@@ -151,7 +156,9 @@ class Limits(NamedTuple):
         GB/s of a thread by MB of its weights.
     gates : float
         ns a vector.
-    waiting, sleeping, python, stream : float
+    packing : float
+        ns a number, on one thread.
+    waiting, sleeping, python, training, stream : float
         us of a call.
     """
 
@@ -162,9 +169,11 @@ class Limits(NamedTuple):
     gemm: float
     reading: dict[float, float]
     gates: float
+    packing: float
     waiting: float
     sleeping: float
     python: float
+    training: float
     stream: float
 
 
@@ -199,6 +208,14 @@ def measured(rounds: int, count: int) -> Limits:
     job = np.array(MeetingJob(counter.ctypes.data, 0), "int64")
     part = [(kernel(meet_others, LANES), job.ctypes.data)]
     task = simd_threads.Task([part] * count)
+    weights, packed = np.zeros((2, PACKED_MB << 18), "float32")
+    rows = len(weights) // (4 * 512)
+    blocks = rows // LANES.count
+    packing = np.array(
+        PackingJob(weights.ctypes.data, 0, rows, 512, 0, blocks, packed.ctypes.data, 512, 0),
+        "int64",
+    )
+    pack = simd_threads.Task([[(kernel(pack_by_units, LANES), packing.ctypes.data)]])
 
     def tiles(one: Operands) -> Callable[[], None]:
         return lambda: run_tiles(LANES, TILES, LANES.rows, TERMS, one.place, one.panel)
@@ -225,6 +242,10 @@ def measured(rounds: int, count: int) -> Limits:
         with no_grad():
             tiny(x)
 
+    def training() -> None:
+        tiny.clear_gradients(set_to_zero=False)
+        tiny.backward(tiny(x)[0])
+
     def unit(one: Operands) -> Callable[[], None]:
         rows, scratch = one.rows.ctypes.data, one.out.ctypes.data
         return lambda: run_unit(TILES // 4, GROUPS, rows, one.panel, scratch + -scratch % 64)
@@ -246,9 +267,11 @@ def measured(rounds: int, count: int) -> Limits:
             / (50 * GATE_VECTORS)
             * 1e9
         ),
+        "packing": lambda: seconds(lambda: pack.run([])) / len(weights) * 1e9,
         "waiting": lambda: handed(0.0, 200),
         "sleeping": lambda: handed(0.003, 20),
         "python": lambda: call(inference),
+        "training": lambda: call(training),
         "stream": lambda: call(lambda: stream(x[0])),
         **(in_unit if has_unit() else {}),
         **{f"{size}": (lambda size=size: reading(size)) for size in SIZES_MB},
@@ -269,9 +292,11 @@ def measured(rounds: int, count: int) -> Limits:
         gemm=figures["gemm"],
         reading={size: figures[f"{size}"] for size in SIZES_MB},
         gates=figures["gates"],
+        packing=figures["packing"],
         waiting=figures["waiting"],
         sleeping=figures["sleeping"],
         python=figures["python"],
+        training=figures["training"],
         stream=figures["stream"],
     )
 
@@ -281,22 +306,37 @@ def has_unit() -> bool:
     return fits_unit(LANES) and available()
 
 
-def floor_ms(case: Case, limits: Limits, count: int) -> tuple[float, str]:
-    """Return the floor of an inference call, and what most of it is."""
-    parts = {"arithmetic": 0.0, "reading": 0.0, "gates": 0.0, "Python": limits.python * 1e-3}
+def floor_ms(case: Case, limits: Limits, count: int, mode: str) -> tuple[float, str]:
+    """Return the floor of a call, or of a stream's step, and what most of it is."""
+    python = {"inference": limits.python, "training": limits.training, "stream": limits.stream}
+    parts = {"arithmetic": 0.0, "reading": 0.0, "gates": 0.0, "Python": python[mode] * 1e-3}
+    parts |= {"packing": 0.0, "handing over": limits.waiting * 1e-3 if mode == "stream" else 0.0}
+    passes = 2 if mode == "training" else 1
     for features in case.features:
         units = -(-case.H // LANES.count) * LANES.count
-        unit = limits.unit and worth_tiles(case.B, features, case.H)
-        rate = (limits.unit if unit else limits.tile) * 1e6
-        projection = 2 * case.T * case.B * case.D * features * 4 * units / rate
-        step = 2 * case.B * case.D * case.H * 4 * units / rate
-        share = case.D * 16 * case.H * units / 2**20 / count
+        slots = case.B * case.D * (1 if mode == "stream" else case.T)
+        in_step = slots if mode != "stream" else 0
+        flops = 2 * 4 * units * in_step
+        sweep = limits.unit and worth_tiles(case.B, features, case.H)
+        rate = (limits.unit if sweep else limits.tile) * 1e6
+        parts["arithmetic"] += flops * features / rate
+        # Of all steps, or of one: the weights of a step are read once for all rows.
+        steps = 1 if mode == "stream" else case.T
+        step = 2 * 4 * units * case.B * case.D * case.H / rate
+        numbers = case.D * 4 * units * (case.H + (features if mode == "stream" else 0))
+        share = numbers * 4 / 2**20 / count
         read = share * 2**20 / (interpolated(limits.reading, share) * 1e6)
-        parts["arithmetic"] += projection + (case.T * step if step >= read else 0)
-        parts["reading"] += case.T * read if read > step else 0
-        vectors = case.T * case.B * case.D * units / LANES.count
+        parts["arithmetic" if step >= read else "reading"] += passes * steps * max(step, read)
         busy = max(1, min(count, case.B * case.D * units // 64))
+        # Backward has one of the five functions.
+        vectors = slots * units / LANES.count * (1.2 if mode == "training" else 1.0)
         parts["gates"] += vectors * limits.gates * 1e-6 / busy
+        if mode == "training":
+            sums = limits.unit and case.H >= MANY_UNITS and case.B >= FEWEST_ROWS
+            rate = (limits.unit if sums and features >= MANY_UNITS // 2 else limits.tile) * 1e6
+            parts["arithmetic"] += flops * (2 * features + case.H) / rate
+            numbers = 3 * case.D * 4 * units * (features + case.H)
+            parts["packing"] += numbers * limits.packing * 1e-6 / count
     return sum(parts.values()), max(parts, key=lambda name: parts[name])
 
 
@@ -304,13 +344,25 @@ def interpolated(reading: dict[float, float], megabytes: float) -> float:
     return float(np.interp(np.log(megabytes), np.log([*reading]), [*reading.values()]))
 
 
-def call_ms(case: Case, rounds: int) -> float:
-    """Return the median time of an inference call, in milliseconds."""
+def call_ms(case: Case, rounds: int, mode: str) -> float:
+    """Return the median time of a call, or of a stream's step, in milliseconds."""
     lstm = LSTM(case.I, case.H, case.L, case.direction, time_major=case.time_major, seed=0)
-    x, _ = case.draw_arrays()
-    with no_grad():
-        lstm(x)
-        return median([seconds(lambda: lstm(x)) * 1e3 for _ in range(4 * rounds)])
+    x, dy = case.draw_arrays()
+    stream = lstm.stream(case.B) if mode == "stream" else None
+
+    def run() -> None:
+        if stream is not None:
+            stream(x[0])
+        elif mode == "training":
+            lstm.clear_gradients(set_to_zero=False)
+            lstm(x)
+            lstm.backward(dy)
+        else:
+            with no_grad():
+                lstm(x)
+
+    run()
+    return median([seconds(run) * 1e3 for _ in range((400 if stream else 4) * rounds)])
 
 
 def main() -> None:
@@ -328,15 +380,18 @@ def main() -> None:
     rates = ", ".join(f"{size:g} MB {rate:.0f}" for size, rate in limits.reading.items())
     print(f"reading, GB/s        {rates}")
     print(f"gates                {limits.gates:.0f} ns a vector")
+    print(f"packing              {limits.packing:.2f} ns a number")
     print(f"handing over, us     {limits.waiting:.1f} waiting, {limits.sleeping:.0f} asleep")
-    print(f"Python, us           {limits.python:.0f} a call, {limits.stream:.0f} a stream's step\n")
-    print(f"{'inference':44} {'floor ms':>9} {'ms':>9} {'of floor':>9}  most of the floor")
-    for case in SEQUENCES:
-        plain = case.dtype == "float32" and not case.lengths
-        if plain and any(text in case.name for text in options.cases):
-            floor, most = floor_ms(case, limits, count)
-            spent = call_ms(case, options.rounds)
-            print(f"{case.name:44} {floor:9.3f} {spent:9.3f} {floor / spent:9.0%}  {most}")
+    calls = f"{limits.python:.0f} a call, {limits.training:.0f} in training"
+    print(f"Python, us           {calls}, {limits.stream:.0f} a stream's step")
+    for mode, cases in JOBS.items():
+        print(f"\n{mode:44} {'floor ms':>9} {'ms':>9} {'of floor':>9}  most of the floor")
+        for case in cases:
+            plain = case.dtype == "float32" and not case.lengths
+            if plain and any(text in case.name for text in options.cases):
+                floor, most = floor_ms(case, limits, count, mode)
+                spent = call_ms(case, options.rounds, mode)
+                print(f"{case.name:44} {floor:9.3f} {spent:9.3f} {floor / spent:9.0%}  {most}")
 
 
 if __name__ == "__main__":

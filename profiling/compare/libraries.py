@@ -62,7 +62,7 @@ class Ours:
         lstm, lengths, (x, dy) = self.model(case), case.draw_lengths(), case.draw_arrays()
 
         def run() -> Sequence[Any]:
-            lstm.clear_gradients()
+            lstm.clear_gradients(set_to_zero=False)
             y, _ = lstm(x, None, lengths)
             dx, _ = lstm.backward(dy)
             return y, dx
