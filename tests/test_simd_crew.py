@@ -380,3 +380,6 @@ def test_only_small_calls_that_follow_each_other_wake_somebody(monkeypatch):
     with threads.crew() as team:
         assert team.team(2**20) == 1
     assert len(rung) == 1
+    # Of the threads of a large machine those that are worth it, not all.
+    assert threads.Crew(9).team(3 * 2**22) == 3
+    assert threads.Crew(9).team(30 * 2**22) == 9

@@ -170,3 +170,21 @@ def test_a_pass_that_fails_leaves_them_none(monkeypatch):
         lstm.backward(np.cos(y))
     assert all(p.grad is None for p in lstm.parameters())
     assert_same(train(lstm, x), expected)
+
+
+@pytest.mark.gpu_on_cpu
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_engines_that_add_begin_at_zero_on_a_gpu_too(cupy, dtype):
+    lstm = LSTM(6, 20, 2, "bidirect", seed=0, xp=cupy, dtype=dtype)
+    x = cupy.asarray(inputs(5).astype(dtype))
+
+    def gradients():
+        y, _ = lstm(x)
+        lstm.backward(y)
+        return {p.name: cupy.asnumpy(p.grad) for p in lstm.parameters()}
+
+    expected = gradients()
+    lstm.clear_gradients(set_to_zero=False)
+    spoil(lstm)
+    assert all(p.grad is None for p in lstm.parameters())
+    assert_same(gradients(), expected)
