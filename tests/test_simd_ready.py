@@ -16,9 +16,11 @@ from simd_bed import needs_fork, use_threads
 
 from cupy_lstm.engines import simd
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
-from cupy_lstm.simd import threads
+from cupy_lstm.simd import packing, threads
+from cupy_lstm.simd.compiled import host_lanes, kernel
 from cupy_lstm.simd.ready import SHARED
 from cupy_lstm.simd.scratch import Scratch, address
+from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.weights import Prepared
 
 H = 40
@@ -183,6 +185,21 @@ def test_threads_that_share_rows_meet_in_every_call(monkeypatch):
         found = run(packed, x, (h, c))
         assert taken[-1] == 3
         assert_equal(found, fresh(run, simd.prepare(wide), x, (h, c)))
+
+
+@pytest.mark.parametrize("dx", [False, True])
+def test_sums_have_ended_before_they_are_added_to_gradients(dx, monkeypatch):
+    """A thread adds what others have summed, so they meet in between."""
+    use_threads(monkeypatch, 3)
+    stages, add = [], Stages.add
+    monkeypatch.setattr(Stages, "add", lambda *given: stages.append(given[2]) or add(*given))
+    weights = make_weights(11, H, 2)
+    train(weights, *inputs(0, 6, 4, 11, H, 2), dx=dx)
+    lanes = host_lanes("float32")
+    adding = {kernel(one, lanes) for one in (packing.unpack_by_units, packing.unpack_bias)}
+    kernels = [{place for part in parts for place, _ in part} for parts in stages]
+    assert adding == kernels[-1]
+    assert not any(adding & used for used in kernels[:-1])
 
 
 def test_strides_are_a_part_of_what_a_pass_is_for():
