@@ -307,7 +307,10 @@ def run_backward(
     x, D = tape.x, len(tape.reverse)
     (T, B, _), xp = x.shape, array_module(x)
     rows = (T, B) if tape.time_major else (B, T)
-    dinputs = xp.zeros((*rows, x.shape[2]), x.dtype) if inputs_wanted else None
+    dinputs = None
+    if inputs_wanted:
+        make = xp.empty if network.sets_input_gradient(tape.network) else xp.zeros
+        dinputs = make((*rows, x.shape[2]), x.dtype)
     tape.used = True
     with stage("backward"):
         dinitial_states = network.backward(

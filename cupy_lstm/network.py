@@ -183,7 +183,8 @@ def backward(
     gradients : sequence of LayerGradients
         Arrays to add them into, for each layer; those that are `unset` are set.
     dx : array [T,B,I] or None
-        Zeros, receives the gradient of the input; None where it is not needed.
+        Receives the gradient of the input: zeros, or anything where it is set, see
+        `sets_input_gradient`. None where it is not needed.
     unset : callable, optional
         Asked for a layer before its turn; default: all gradients are added to.
     layer_done : callable, optional
@@ -201,14 +202,15 @@ def backward(
         (T, B), dtype = kept.x.shape[:2], kept.x.dtype
         shape = layer_shape(T, B, kept.weights)
         rows = _rows_of(layer, shape.D)
-        target = dx if layer == 0 else array_module(kept.x).zeros_like(kept.x)
-        dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
+        names, xp = frozenset() if unset is None else unset(layer), array_module(kept.x)
         more = {}
-        if unset is not None and (names := unset(layer)):
-            if hasattr(kept.engine, "SETS_GRADIENTS"):
-                more["unset"] = names
-            else:
-                _clear(names, gradients[layer], wanted[layer])
+        if _sets_gradients(kept):
+            target = dx if layer == 0 else xp.empty_like(kept.x)
+            more["unset"] = names | {"dx"}
+        else:
+            target = dx if layer == 0 else xp.zeros_like(kept.x)
+            _clear(names, gradients[layer], wanted[layer])
+        dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
         with stage("layer", shape, dtype, layer):
             initial.append(
                 kept.engine.backward(
@@ -234,6 +236,15 @@ def backward(
     dh0, dc0 = zip(*reversed(initial), strict=True)
     xp = array_module(*dh0)
     return xp.concatenate(dh0), xp.concatenate(dc0)
+
+
+def sets_input_gradient(tape: Tape) -> bool:
+    """Whether `backward` sets the gradient of the input, instead of adding to it."""
+    return _sets_gradients(tape.layers[0])
+
+
+def _sets_gradients(layer: LayerTape) -> bool:
+    return hasattr(layer.engine, "SETS_GRADIENTS")
 
 
 def _clear(names: frozenset[str], gradients: LayerGradients, wanted: Wanted) -> None:

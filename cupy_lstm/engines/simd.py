@@ -131,7 +131,8 @@ def backward(
     Parameters
     ----------
     unset : frozenset of str
-        The weights whose gradients are set, as far as they are wanted; the others' are added to.
+        The weights whose gradients are set, as far as they are wanted, and ``dx`` if that is; the
+        others are added to.
 
     Other Parameters
     ----------------
@@ -146,6 +147,8 @@ def backward(
     targets = Targets(wanted, gradients, unset, dx)
     left = len(tapes)
     for tape in tapes:  # not enumerate(tapes), which holds on to the last one
+        if left == len(tapes):
+            targets.begin_dx(tape.rows, left)
         left -= 1
         dstates = _backward_range(tape, upstream, dstates, targets, last=left == 0)
         del tape  # before the next one is made

@@ -9,7 +9,7 @@ gradient of c, the chain rule gives::
     dc  += dm * o * (1 - tanh(c)^2)      dc_prev = dc * f
 
 The gradients of the weights and of the input are sums and products over all slots after that:
-`cupy_lstm.simd.products`.
+`cupy_lstm.simd.outer_products` and `input_gradient`.
 """
 
 from typing import Any, NamedTuple

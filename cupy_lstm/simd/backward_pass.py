@@ -11,8 +11,8 @@ from cupy_lstm.simd.amx.unit import SIDE
 from cupy_lstm.simd.backward import BackwardJob, backward_sweep
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.gradients import Products
+from cupy_lstm.simd.input_gradient import PANEL
 from cupy_lstm.simd.layout import Layout
-from cupy_lstm.simd.products import PANEL
 from cupy_lstm.simd.rows import Rows
 from cupy_lstm.simd.scratch import Given, Memory, Shared, address
 from cupy_lstm.simd.sharing import Share, split
@@ -152,16 +152,16 @@ class BackwardPass:
         Threads there are.
     memory : mapping of str to array
         Memory like that of a run: the weights by the names of `LayerWeights`; ``x`` [T,B,I];
-        perhaps ``dy`` [T,B,D,P], ``dcells`` [T,B,D,H] and ``dx`` [T,B,I], which is added to; where
-        the sums end here, ``gradient`` and the name of each weight whose gradient is wanted. The
-        numbers of a row lie side by side, those of weights and their gradients in order. A run has
-        a ``tape`` and ``sums``, too.
+        perhaps ``dy`` [T,B,D,P], ``dcells`` [T,B,D,H] and ``dx`` [T,B,I]; where the sums end here,
+        ``gradient`` and the name of each weight whose gradient is wanted. The numbers of a row lie
+        side by side, those of weights and their gradients in order. A run has a ``tape`` and
+        ``sums``, too.
     rows : sequence of Rows
         Which rows take part, for each direction.
     targets : sequence of Target
         The weights whose gradients are wanted.
     unset : frozenset of str
-        The weights whose gradients are set, not added to.
+        The weights whose gradients are set, not added to; and ``dx`` if that is.
     first : bool
         Whether the sums begin here.
     last : bool

@@ -18,7 +18,15 @@ from numba import types
 from numba.core import caching
 from numba.core.registry import cpu_target
 
-from cupy_lstm.simd import backward, forward, matrix, packing, products, programs
+from cupy_lstm.simd import (
+    backward,
+    forward,
+    input_gradient,
+    matrix,
+    outer_products,
+    packing,
+    programs,
+)
 from cupy_lstm.simd.amx import backward as amx_backward
 from cupy_lstm.simd.amx import forward as amx_forward
 from cupy_lstm.simd.amx import packing as amx_packing
@@ -32,8 +40,8 @@ KERNELS = (
     matrix.copy_rows,
     matrix.project_steps,
     backward.backward_sweep,
-    products.add_outer_products,
-    products.add_input_gradient,
+    outer_products.add_outer_products,
+    input_gradient.add_input_gradient,
     packing.pack_by_units,
     packing.unpack_by_units,
     packing.pack_bias,
@@ -64,6 +72,7 @@ ROUTINES = {
     programs.begin: types.int64(types.int64),
     programs.finish: types.void(types.int64),
     programs.serve: types.void(types.int64, types.int64),
+    programs.fill: types.void(types.int64, types.int64),
 }
 """What Python itself calls, and what it takes."""
 

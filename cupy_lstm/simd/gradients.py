@@ -18,19 +18,11 @@ from cupy_lstm.simd.amx.products import (
 )
 from cupy_lstm.simd.amx.unit import SIDE
 from cupy_lstm.simd.compiled import kernel
+from cupy_lstm.simd.input_gradient import PANEL, InputGradientJob, add_input_gradient
 from cupy_lstm.simd.layout import Layout
 from cupy_lstm.simd.matrix import ProjectionJob, project_steps
-from cupy_lstm.simd.products import (
-    BEFORE,
-    BY_ROW,
-    BY_SLOT,
-    PANEL,
-    InputGradientJob,
-    Places,
-    ProductJob,
-    add_input_gradient,
-    add_outer_products,
-)
+from cupy_lstm.simd.outer_products import ProductJob, SumJob, add_outer_products
+from cupy_lstm.simd.places import BEFORE, BY_ROW, BY_SLOT, Places
 from cupy_lstm.simd.rows import Rows
 from cupy_lstm.simd.scratch import Given, Memory, address
 from cupy_lstm.simd.sharing import equal
@@ -67,7 +59,7 @@ class Products:
     targets : sequence of Target
         The weights to whose gradients the sums are added.
     unset : frozenset of str
-        The weights whose gradients are set to them instead.
+        The weights whose gradients are set to them instead; and ``dx`` if that is set.
     first : bool
         Whether the sums begin here.
     """
@@ -102,7 +94,9 @@ class Products:
             weight_ih = packing.gate_rows(given["weight_ih"], I, layout.product_tiles)
             odd = packing.odd
         parts = self.sum_parts()
-        calls = [] if weight_ih is None else self.input_gradient(given["dx"], weight_ih, odd)
+        calls = []
+        if weight_ih is not None:
+            calls = self.input_gradient(given["dx"], weight_ih, odd, begins="dx" in unset)
         for number, one in enumerate(calls):
             # The first behind the sums, whose parts are fixed: it evens out what they left uneven.
             if number:
@@ -169,10 +163,12 @@ class Products:
             batch=len(rows.order),
         )
 
-    def input_gradient(self, dx: Given, weight_ih: Memory, odd: Memory | None) -> list[list[Call]]:
+    def input_gradient(
+        self, dx: Given, weight_ih: Memory, odd: Memory | None, *, begins: bool
+    ) -> list[list[Call]]:
         """Return the calls that add the gradient of the input to dx [T,B,I], one a thread.
 
-        `odd` is that of `Packing`.
+        `odd` is that of `Packing`. With `begins` they set it, which needs all rows at all times.
         Where both directions are at the same times they have the same slots, and add together; if
         not, they add one after the other, for they may add to the same numbers.
         """
@@ -204,6 +200,7 @@ class Products:
                 tables=0,
                 scratch=0,
                 targets=scratch.job(places),
+                begins=begins,
                 tiles=0,
             )
             found.append([])
@@ -229,68 +226,95 @@ class Products:
 
     def sum_parts(self) -> list[list[Call]]:
         """Return each thread's part of the sums."""
-        lanes, scratch = self.layout.lanes, self.scratch
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
+        together: dict[tuple[int, str], list[str]] = {}
         for d, name in self.sums:
-            job, tiles = self.sum_job(d, name)
-            count = -(-job.blocks // 4)
-            add = kernel(add_tile_products if tiles else add_outer_products, lanes)
-            if not tiles:
-                count *= -(-job.features // lanes.rows)
-            for part, (first, last) in zip(parts, equal(count, self.threads), strict=True):
-                if first == last:
-                    continue
-                tables = scratch.table(TERMS_AT_ONCE + 2 * lanes.rows)
-                piece = job._replace(first=first, last=last, tables=tables)
-                if tiles:
-                    piece = piece._replace(tiles=self.sum_tile_job(job.features))
-                part.append((add, scratch.job(piece)))
+            if name == "weight_ho":
+                how = "projection"
+            elif self.layout.product_tiles and self.features(name) > 1:
+                how = "unit"
+            else:
+                how = "vectors"
+            together.setdefault((d, how), []).append(name)
+        for (d, how), names in together.items():
+            self.add_sums(parts, d, names, how == "unit")
         return parts
 
-    def sum_job(self, d: int, name: str) -> tuple[ProductJob, bool]:
-        """Return what all threads do of a sum, and whether in the matrix unit."""
-        layout, given = self.layout, self.given
-        _, _, I, H, P, _ = layout.shape  # noqa: E741
-        size = layout.itemsize
-        right: Memory = given[f"gates {d}"]
-        h_bytes, c_bytes = layout.h_width * size, layout.c_width * size
-        if name == "weight_ih":
-            x, features = given["x"], I
-            left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
-        elif name == "weight_hh":
-            features = P
-            left = self.places(d, BEFORE, self.h_steps[d], 0, h_bytes, initial=given["h0"][d])
-        elif name == "bias":
-            left, features = self.places(d, BY_ROW, self.one, 0, 0), 1
-        else:
-            left = self.places(d, BY_SLOT, given[f"cells {d}"], 0, c_bytes)
-            right, features = self.dh_steps[d], H
-        out, group = self.sums[d, name], 4 * layout.lanes.count * size
-        by_columns = name == "weight_ho"
+    def features(self, name: str) -> int:
+        """Return how many numbers there are in the left row of a sum."""
+        _, _, I, H, P, _ = self.layout.shape  # noqa: E741
+        return {"weight_ih": I, "weight_hh": P, "bias": 1, "weight_ho": H}[name]
+
+    def add_sums(
+        self, parts: Sequence[list[Call]], d: int, names: Sequence[str], unit: bool
+    ) -> None:
+        """Add to each thread's part what it does of sums that have their right rows in common."""
+        scratch, lanes = self.scratch, self.layout.lanes
+        right: Memory = self.given[f"gates {d}"]
+        if "weight_ho" in names:
+            right = self.dh_steps[d]
         job = ProductJob(
             steps=SUMMED_STEPS,
-            features=features,
             right=address(right),
             right_step=right.strides[0],
-            blocks=right.shape[1] // layout.lanes.count,
-            out=address(out),
-            out_step=out.strides[-2],
-            panel_step=group if by_columns else out.strides[0],
+            blocks=right.shape[1] // lanes.count,
             first=0,
             last=0,
-            tables=0,
+            tiles=sum(-(-self.features(name) // lanes.rows) for name in names),
             chunk=TERMS_AT_ONCE,
-            left=self.scratch.job(left),
+            rows=0,
+            copy=0,
+            sums=0,
             begin=address(self.zeros) if self.first else 0,
-            tiles=0,
+            unit=0,
         )
-        return job, layout.product_tiles and features > 1 and not by_columns
+        groups = -(-job.blocks // 4)
+        add = kernel(add_tile_products if unit else add_outer_products, lanes)
+        count = groups if unit else groups * job.tiles
+        for part, (first, last) in zip(parts, equal(count, self.threads), strict=True):
+            if first == last:
+                continue
+            own = job._replace(first=first, last=last)
+            if unit:
+                own = own._replace(unit=self.sum_tile_job())
+            else:
+                copy = scratch.numbers(4 * TERMS_AT_ONCE, lanes.count)
+                own = own._replace(rows=scratch.table(2 * lanes.rows), copy=copy)
+            following = 0
+            for name in reversed(names):
+                following = scratch.job(self.sum_job(d, name, unit, following))
+            part.append((add, scratch.job(own._replace(sums=following))))
 
-    def sum_tile_job(self, features: int) -> int:
-        """Return the address of what a thread needs beside for a sum, in the matrix unit."""
+    def sum_job(self, d: int, name: str, unit: bool, following: int) -> SumJob:
+        """Return what a thread does of one sum, and then of the following one."""
+        layout, given, scratch = self.layout, self.given, self.scratch
+        size, features, out = layout.itemsize, self.features(name), self.sums[d, name]
+        if name == "weight_ih":
+            x = given["x"]
+            left = self.places(d, BY_ROW, x, x.strides[0], x.strides[1])
+        elif name == "weight_hh":
+            h_bytes = layout.h_width * size
+            left = self.places(d, BEFORE, self.h_steps[d], 0, h_bytes, initial=given["h0"][d])
+        elif name == "bias":
+            left = self.places(d, BY_ROW, self.one, 0, 0)
+        else:
+            left = self.places(d, BY_SLOT, given[f"cells {d}"], 0, layout.c_width * size)
+        by_columns = name == "weight_ho"
+        return SumJob(
+            features=features,
+            left=scratch.job(left),
+            table=scratch.table(TERMS_AT_ONCE),
+            out=address(out),
+            out_step=out.strides[-2],
+            group_step=4 * layout.lanes.count * size if by_columns else out.strides[0],
+            split=scratch.numbers(*layout.split_rows(features, TERMS_AT_ONCE)) if unit else 0,
+            following=following,
+        )
+
+    def sum_tile_job(self) -> int:
+        """Return the address of what a thread needs beside for sums in the matrix unit."""
         layout, scratch = self.layout, self.scratch
         job = TileProductJob(
-            left=scratch.numbers(*layout.split_rows(features, TERMS_AT_ONCE)),
             right=scratch.numbers(*layout.split_rows(4 * SIDE, TERMS_AT_ONCE)),
             blocks=scratch.numbers(48, layout.lanes.count),
             configuration=scratch.numbers(16),

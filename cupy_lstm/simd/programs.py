@@ -120,6 +120,18 @@ def serve(box: int, patience: int) -> None:
             break
 
 
+@njit(nogil=True)
+def fill(gaps: int, begins: int) -> None:
+    """Write addresses to the gaps of jobs.
+
+    `gaps` is a table of how many there are, then for each of its place, the number of the memory
+    that the address lies in, and the distance from where that begins, which `begins` has.
+    """
+    for k in range(read(gaps)):
+        gap = gaps + 8 + 24 * k
+        write(read(gap), read(begins + 8 * read(gap + 8)) + read(gap + 16))
+
+
 class MeetingJob(NamedTuple):
     """A counter that threads meet at, and what it must have come to."""
 

@@ -13,11 +13,10 @@ from cupy_lstm.backend import HostArray
 LARGE = 2**17
 """Bytes from which the C library may return memory to the system as soon as it is free."""
 
-LARGEST = 2**25
-"""Bytes of the largest piece that is kept: of larger ones NumPy has the system make large pages,
-which are cleared much faster."""
+LARGEST = 2**27
+"""Bytes of the largest piece that is kept."""
 
-MOST, MOST_PIECES = 2**27, 64
+MOST, MOST_PIECES = 2**28, 64
 """Bytes that are kept in all, and in how many pieces."""
 
 _free: dict[int, HostArray] = {}
@@ -31,15 +30,33 @@ def piece(size: int) -> HostArray:
 
     When the array and all views of it are gone, its memory is kept.
     """
+    memory = take(size)
     if not LARGE <= size <= LARGEST:
-        return numpy.empty(size, "uint8")
-    memory = _fitting(size)
-    if memory is None:
-        memory = numpy.empty(size, "uint8")
+        return memory
     # NumPy ties a view of a view to the memory itself, but does not look behind a memoryview.
     window: HostArray = numpy.asarray(memory.data)
-    weakref.finalize(window, _keep, memory).atexit = False
+    weakref.finalize(window, keep, memory).atexit = False
     return window
+
+
+def take(size: int) -> HostArray:
+    """Return such an array that is kept only if it is given to `keep`, when nobody needs it."""
+    memory = _fitting(size) if LARGE <= size <= LARGEST else None
+    return numpy.empty(size, "uint8") if memory is None else memory
+
+
+def keep(memory: HostArray) -> None:
+    """Keep a large piece, and forget the oldest ones where all of them are too much."""
+    if not LARGE <= memory.size <= LARGEST:
+        return
+    _free[id(memory)] = memory
+    kept = list(_free.values())
+    total = sum(other.size for other in kept)
+    for number, other in enumerate(kept):
+        if total <= MOST and len(kept) - number <= MOST_PIECES:
+            break
+        _free.pop(id(other), None)
+        total -= other.size
 
 
 def release() -> None:
@@ -53,15 +70,3 @@ def _fitting(size: int) -> HostArray | None:
         if size <= memory.size <= size + size // 4 and _free.pop(id(memory), None) is not None:
             return memory
     return None
-
-
-def _keep(memory: HostArray) -> None:
-    """Keep a piece, and forget the oldest ones where all of them are too much."""
-    _free[id(memory)] = memory
-    kept = list(_free.values())
-    total = sum(other.size for other in kept)
-    for number, other in enumerate(kept):
-        if total <= MOST and len(kept) - number <= MOST_PIECES:
-            break
-        _free.pop(id(other), None)
-        total -= other.size

@@ -14,9 +14,14 @@ from typing import Any
 import numpy
 
 from cupy_lstm.backend import HostArray
-from cupy_lstm.simd.reserve import LARGE, piece
+from cupy_lstm.simd import programs
+from cupy_lstm.simd.compiled import routine
+from cupy_lstm.simd.reserve import take
 
 CACHE_LINE = 64
+
+APART = 2**20
+"""Bytes from which memory is a piece of the reserve by itself, which fits other passes, too."""
 
 _NUMBER = 2**52
 """From the begin of one memory to that of the next, of 2047. They are numbered from 1: addresses of
@@ -93,7 +98,8 @@ class Scratch:
         self._jobs: list[array[int]] = []
         # What is given: its name, or bytes of a piece of the reserve, in the order of its numbers.
         self._given: list[str | int] = [0]
-        self._gaps: list[tuple[array[int], int, int, int]] = []
+        self._gaps = array("q", [0])  # as `programs.fill` takes them
+        self._fill = routine(programs.fill)
 
     @property
     def nbytes(self) -> int:
@@ -120,7 +126,7 @@ class Scratch:
     def memory(self, *sizes: int) -> Given:
         """Return such numbers as an array. They do not last from one run to the next."""
         size = self._itemsize * prod(sizes)
-        if size > max(self._own, LARGE):
+        if size > max(self._own, APART):
             self._given.append(size)
             place = len(self._given) * _NUMBER
         elif size > self._own:
@@ -156,7 +162,9 @@ class Scratch:
             for index, word in enumerate(words):
                 number = (word + _NUMBER // 2) // _NUMBER
                 if number > 0:
-                    self._gaps.append((job, index, number - 1, word - number * _NUMBER))
+                    place = job.buffer_info()[0] + 8 * index
+                    self._gaps.extend((place, number - 1, word - number * _NUMBER))
+                    self._gaps[0] += 1
         return job.buffer_info()[0]
 
     def fill(self, places: Mapping[str, int]) -> list[HostArray]:
@@ -165,19 +173,19 @@ class Scratch:
         Returns
         -------
         list of array
-            What else must live as long as the run takes.
+            What else must live as long as the run takes, and is for the reserve then.
         """
         alive, found = [], []
         for given in self._given:
             if isinstance(given, str):
                 found.append(places[given])
             elif given:
-                alive.append(piece(given + CACHE_LINE))
+                alive.append(take(given + CACHE_LINE))
                 found.append(next_line(address(alive[-1])))
             else:
                 found.append(0)
-        for job, index, number, distance in self._gaps:
-            job[index] = found[number] + distance
+        begins = array("q", found)
+        self._fill(self._gaps.buffer_info()[0], begins.buffer_info()[0])
         return alive
 
 

@@ -11,6 +11,7 @@ from cupy_lstm.ranges import detailed, stage
 from cupy_lstm.simd.compiled import kernel
 from cupy_lstm.simd.layout import Layout
 from cupy_lstm.simd.programs import MeetingJob, meet_others
+from cupy_lstm.simd.reserve import keep
 from cupy_lstm.simd.scratch import Scratch, address
 from cupy_lstm.simd.threads import Call, Crew, Task, worthwhile
 
@@ -62,13 +63,16 @@ class Stages:
                 stages = [(name, [(name, parts)]) for name, parts in self._stages]
             # Later ones find what earlier ones have counted.
             self._tasks = [(name, self._task(some, not n)) for n, (name, some) in enumerate(stages)]
-        alive = self.scratch, self.scratch.fill(places), alive
+        pieces = self.scratch.fill(places)
+        alive = self.scratch, pieces, alive
         shape, dtype = self.layout.shape, self.layout.dtype
         for name, task in self._tasks:
             task.alive = alive
             with stage(name or "sweep", shape, dtype):
                 crew.run(task)
             task.alive = None
+        for memory in pieces:
+            keep(memory)
 
     def task(self) -> Task:
         """Return all stages as one task, where nothing is given."""

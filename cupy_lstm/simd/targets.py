@@ -30,16 +30,16 @@ class Targets:
     gradients : LayerGradients
         Arrays to put them in.
     unset : frozenset of str
-        The weights whose gradients are set, not added to.
+        The weights whose gradients are set, not added to; and ``dx`` if that is.
     dx : array [T,B,I] or None
-        The gradient of the input, added to.
+        The gradient of the input.
 
     Attributes
     ----------
     weights : tuple of Target
         The weights whose gradients are wanted.
     unset : frozenset of str
-        As given.
+        What passes set.
     sums : array or None
         What `Sums` has so far, in one piece; None before the last range of steps.
     written : dict of array
@@ -66,7 +66,10 @@ class Targets:
                     gradient[some] = 0  # what is apart is added to it
                 self._write(f"gradient {name}", gradient, fits)
         if dx is not None:
-            self._write("dx", dx, has_rows(dx))
+            fits = has_rows(dx)
+            if not fits and "dx" in unset:
+                dx[...] = 0  # what is apart is added to it
+            self._write("dx", dx, fits)
         self.weights = tuple(found)
 
     def _write(self, name: str, array: HostArray, fits: bool) -> None:
@@ -74,6 +77,17 @@ class Targets:
         self.written[name] = written = array if fits else numpy.zeros(array.shape, array.dtype)
         if written is not array:
             self._apart.append((array, written))
+
+    def begin_dx(self, rows: Sequence[Rows], ranges: int) -> None:
+        """Clear dx where passes over so many ranges of steps, the first over these rows, add to it.
+
+        They must where padding is no step of theirs, and where directions come to the same time in
+        different ranges.
+        """
+        if not rows[0].are_even or (ranges > 1 and len(rows) > 1):
+            if "dx" in self.unset and "dx" in self.written:
+                self.written["dx"][...] = 0
+            self.unset -= {"dx"}
 
     def begin(self, sums: "Sums", rows: Sequence[Rows]) -> None:
         """Make room for the sums; a pass begins them where rows take part."""

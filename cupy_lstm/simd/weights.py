@@ -10,8 +10,8 @@ from cupy_lstm.notation import LayerWeights
 from cupy_lstm.simd import packing
 from cupy_lstm.simd.amx.packing import SplitJob, split_by_columns, split_by_units
 from cupy_lstm.simd.compiled import kernel
+from cupy_lstm.simd.input_gradient import PANEL
 from cupy_lstm.simd.layout import Layout, in_order, layout_of, uses_tiles
-from cupy_lstm.simd.products import PANEL
 from cupy_lstm.simd.ready import Passes
 from cupy_lstm.simd.scratch import Memory, address
 from cupy_lstm.simd.sharing import block_ranges

@@ -1,7 +1,7 @@
 """The gradients of weights and input with their products in the matrix unit.
 
-As `cupy_lstm.simd.products`, but for the products: for some slots at a time, what belongs to them
-is split, the left rows of a weight's sums transposed, as slots are their terms.
+As `cupy_lstm.simd.outer_products` and `input_gradient`, but for the products: for some slots at a
+time, what belongs to them is split, the left rows of sums transposed, as slots are their terms.
 """
 
 from typing import Any, NamedTuple
@@ -30,6 +30,7 @@ from cupy_lstm.simd.amx.unit import (
     take_tiles,
 )
 from cupy_lstm.simd.barrier import add
+from cupy_lstm.simd.input_gradient import InputGradientJob
 from cupy_lstm.simd.memory import (
     load,
     load_first,
@@ -40,25 +41,19 @@ from cupy_lstm.simd.memory import (
     transpose,
     write,
 )
-from cupy_lstm.simd.products import (
-    InputGradientJob,
-    Places,
-    ProductJob,
-    begin,
-    find_slot,
-    slots_of_part,
-    write_places,
-)
+from cupy_lstm.simd.outer_products import ProductJob, SumJob, find_left_rows
+from cupy_lstm.simd.places import Places, begin, find_slot, slots_of_part, write_places
 from cupy_lstm.simd.vector import fused, splat
 
 
 class TileProductJob(NamedTuple):
-    """What a thread needs beside for a sum of outer products, in the matrix unit.
+    """What a thread needs beside for sums of outer products, in the matrix unit.
+
+    Of each sum, `SumJob.split` is scratch for the left rows of `chunk` slots, split and transposed,
+    of features in whole tiles.
 
     Attributes
     ----------
-    left
-        Scratch for the split left rows of `chunk` slots, transposed, of features in whole tiles.
     right
         Scratch for the split right rows of `chunk` slots, of the gates of 16 units.
     blocks
@@ -67,7 +62,6 @@ class TileProductJob(NamedTuple):
         Scratch of 64 bytes.
     """
 
-    left: int
     right: int
     blocks: int
     configuration: int
@@ -77,53 +71,69 @@ class TileProductJob(NamedTuple):
 def add_tile_products(lanes: Any, place: int) -> None:
     """Add the outer products for some blocks of units; `ProductJob.first` and `last` are those."""
     job = read_job(ProductJob, place)
-    left, tiles = read_job(Places, job.left), read_job(TileProductJob, job.tiles)
-    take_tiles(tiles.configuration)
+    unit = read_job(TileProductJob, job.unit)
+    left = read_job(Places, read_job(SumJob, job.sums).left)
+    take_tiles(unit.configuration)
     parts = -(-(left.last_time - left.time) // job.steps)
     begins = job.begin != 0
     for part in range(parts - 1, -1, -1):
         position, last = slots_of_part(left, part, job.steps)
         for start in range(position[1], last, job.chunk):
             n = min(job.chunk, last - start)
-            position = write_places(left, start, n, position, job.tables)
-            _add_slots(lanes, job, tiles, start, n, begins)
+            position = find_left_rows(job, start, n, position)
+            odd, following = 0, job.sums
+            while following != 0:
+                one = read_job(SumJob, following)
+                odd |= _split_left(lanes, one, n, unit.blocks)
+                following = one.following
+            for j in range(job.first, job.last):
+                source = job.right + start * job.right_step + j * 256
+                odd_here = odd | _split_slots(lanes, source, job.right_step, n, unit.right)
+                following = job.sums
+                while following != 0:
+                    one = read_job(SumJob, following)
+                    if odd_here == 0:
+                        _add_tiles(one, unit.right, n, j, begins)
+                    else:
+                        _add_as_they_are(lanes, one, source, job.right_step, n, j, begins)
+                    following = one.following
             begins = False
     release_tiles()
 
 
 @njit(nogil=True)
-def _add_slots(lanes: Any, job: Any, tiles: Any, start: int, n: int, begins: bool) -> None:
-    """Add the products of `n` slots from `start`, whose left rows are in the job's table."""
-    groups, row_tiles = groups_of(n), -(-job.features // SIDE)
+def _split_left(lanes: Any, one: Any, n: int, scratch: int) -> int:
+    """Split the left rows of `n` slots, whose addresses are in the sum's table."""
+    groups = groups_of(n)
     odd = 0
-    for tile in range(row_tiles):
+    for tile in range(-(-one.features // SIDE)):
         for group in range(groups):
-            target = tiles.left + (tile * groups + group) * STEP
             odd |= _split_transposed(
                 lanes,
-                job.tables + 8 * TERMS * group,
+                one.table + 8 * TERMS * group,
                 n - TERMS * group,
                 64 * tile,
-                job.features - SIDE * tile,
-                tiles.blocks,
-                target,
+                one.features - SIDE * tile,
+                scratch,
+                one.split + (tile * groups + group) * STEP,
             )
-    for j in range(job.first, job.last):
-        source = job.right + start * job.right_step + j * 256
-        odd_here = odd | _split_slots(lanes, source, job.right_step, n, tiles.right)
-        for tile in range(row_tiles):
-            out = job.out + j * job.panel_step + tile * SIDE * job.out_step
-            if odd_here != 0:
-                _add_as_they_are(lanes, job, source, n, tile, out, begins)
-                continue
-            rows = tiles.left + tile * groups * STEP
-            for gate in range(4):
-                if begins:
-                    clear_sums()
-                else:
-                    load_sums(out + 64 * gate, job.out_step)
-                add_products(rows, tiles.right + gate * groups * STEP, groups)
-                store_sums(out + 64 * gate, job.out_step)
+    return odd
+
+
+@njit(nogil=True)
+def _add_tiles(one: Any, right: int, n: int, j: int, begins: bool) -> None:
+    """Add the products of `n` slots to a sum, for a block of units."""
+    groups = groups_of(n)
+    for tile in range(-(-one.features // SIDE)):
+        out = one.out + j * one.group_step + tile * SIDE * one.out_step
+        rows = one.split + tile * groups * STEP
+        for gate in range(4):
+            if begins:
+                clear_sums()
+            else:
+                load_sums(out + 64 * gate, one.out_step)
+            add_products(rows, right + gate * groups * STEP, groups)
+            store_sums(out + 64 * gate, one.out_step)
 
 
 @njit(nogil=True)
@@ -184,19 +194,19 @@ def _split_slots(lanes: Any, source: int, step: int, count: int, target: int) ->
 
 @njit(nogil=True)
 def _add_as_they_are(
-    lanes: Any, job: Any, source: int, n: int, tile: int, out: int, begins: bool
+    lanes: Any, one: Any, source: int, step: int, n: int, j: int, begins: bool
 ) -> None:
     """Add the products of slots that have infinite numbers, which cannot be split."""
-    for r in range(SIDE):
+    for row in range(-(-one.features // SIDE) * SIDE):
         for gate in range(0, 256, 64):
-            place = out + r * job.out_step + gate
+            place = one.out + j * one.group_step + row * one.out_step + gate
             total = splat(lanes, 0.0) if begins else load(lanes, place)
-            if SIDE * tile + r >= job.features:
+            if row >= one.features:
                 store(place, total)  # of no feature, but read with the others
                 continue
             for k in range(n):
-                feature = read(job.tables + 8 * k) + 4 * (SIDE * tile + r)
-                dz = load(lanes, source + k * job.right_step + gate)
+                feature = read(one.table + 8 * k) + 4 * row
+                dz = load(lanes, source + k * step + gate)
                 total = fused(number(lanes, feature), dz, total)
             store(place, total)
 
@@ -227,7 +237,7 @@ class TileInputJob(NamedTuple):
 
 @njit(nogil=True)
 def add_tile_input_gradient(lanes: Any, place: int) -> None:
-    """Compute the gradient of the input of some slots and add it."""
+    """Compute the gradient of the input of some slots and add it, or set it."""
     job = read_job(InputGradientJob, place)
     targets, tiles = read_job(Places, job.targets), read_job(TileInputJob, job.tiles)
     groups, columns = job.terms // TERMS, -(-job.columns // 16)
@@ -272,5 +282,7 @@ def add_tile_input_gradient(lanes: Any, place: int) -> None:
                         total = total + load(lanes, out)
                     target = read(places + 8 * row) + 64 * block
                     there = min(16, job.columns - 16 * block)
-                    store_first(target, load_first(lanes, target, there) + total, there)
+                    if job.begins == 0:
+                        total = load_first(lanes, target, there) + total
+                    store_first(target, total, there)
     release_tiles()
