@@ -5,6 +5,7 @@ are, nor on how a sequence is cut into ranges of steps.
 """
 
 from collections.abc import Mapping, Sequence
+from math import prod
 
 import numpy
 
@@ -36,6 +37,10 @@ SLOTS_AT_ONCE = 48
 
 TERMS_AT_ONCE = 96
 """Slots whose outer products are summed while what they have in a group of blocks is cached."""
+
+NEAR = 2**19
+"""Bytes of split left rows up to which sums take their right rows together, in the matrix unit: the
+second cache has to hold the sums that they are added to, too."""
 
 
 class Products:
@@ -226,18 +231,19 @@ class Products:
 
     def sum_parts(self) -> list[list[Call]]:
         """Return each thread's part of the sums."""
+        layout = self.layout
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
-        together: dict[tuple[int, str], list[str]] = {}
-        for d, name in self.sums:
-            if name == "weight_ho":
-                how = "projection"
-            elif self.layout.product_tiles and self.features(name) > 1:
-                how = "unit"
-            else:
-                how = "vectors"
-            together.setdefault((d, how), []).append(name)
-        for (d, how), names in together.items():
-            self.add_sums(parts, d, names, how == "unit")
+        for d in range(layout.shape.D):
+            names = [name for direction, name in self.sums if direction == d]
+            if "weight_ho" in names:
+                names.remove("weight_ho")
+                self.add_sums(parts, d, ["weight_ho"], False)
+            unit = [name for name in names if layout.product_tiles and self.features(name) > 1]
+            split = prod(layout.split_rows(sum(map(self.features, unit)), TERMS_AT_ONCE))
+            together = [unit] if split * layout.itemsize <= NEAR else [[name] for name in unit]
+            for some in together:
+                self.add_sums(parts, d, some, True)
+            self.add_sums(parts, d, [name for name in names if name not in unit], False)
         return parts
 
     def features(self, name: str) -> int:
@@ -249,6 +255,8 @@ class Products:
         self, parts: Sequence[list[Call]], d: int, names: Sequence[str], unit: bool
     ) -> None:
         """Add to each thread's part what it does of sums that have their right rows in common."""
+        if not names:
+            return
         scratch, lanes = self.scratch, self.layout.lanes
         right: Memory = self.given[f"gates {d}"]
         if "weight_ho" in names:
