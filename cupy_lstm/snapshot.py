@@ -55,8 +55,8 @@ class Step(Protocol):
 
     memory: States
 
-    def run(self, x: Array, y: Array) -> None:
-        """Run one step from x [B,I] into y [B,P], any strides."""
+    def run(self, x: Array, y: Array | None) -> Array:
+        """Run one step from x [B,I] into y [B,P], any strides, or a new array; return that."""
 
 
 class Snapshot:
@@ -68,6 +68,8 @@ class Snapshot:
         The versions of the weights.
     like : array [1,4H,I]
         A weight of the first layer, for its dtype, its place and its shape.
+    inputs : tuple of int
+        B and I.
     outputs : int
         P.
     """
@@ -79,6 +81,7 @@ class Snapshot:
         with on_device_of(layers[0].arrays().weight_ih):
             self._weights = [copied(layer.arrays()) for layer in layers]
             self.like: Array = self._weights[0].weight_ih
+            self.inputs = batch, self.like.shape[2]
             self.outputs: int = self._weights[0].weight_hh.shape[2]
             self._prepared: dict[tuple[str, int], Any] = {}
             self._sweeps: dict[tuple[int, str], list[LayerSweep]] = {}

@@ -38,8 +38,11 @@ class StepGraph:
         self._launched = False
         self._graph: Any = None
 
-    def run(self, x: Array, y: Array) -> None:
-        """Run one step from x [B,I] into y [B,P], any strides, on the current stream."""
+    def run(self, x: Array, y: Array | None) -> Array:
+        """Run one step from x [B,I] into y [B,P], any strides, or a new array; return that.
+
+        On the current stream.
+        """
         stream = import_module("cupy").cuda.get_current_stream()
         self._x[0] = x
         if not self._launched or stream.is_capturing():
@@ -50,7 +53,10 @@ class StepGraph:
             if self._graph is None:
                 self._graph = self._captured()
             self._graph.launch(stream)
+        if y is None:
+            return self._y[-1].copy()
         y[...] = self._y[-1]
+        return y
 
     def _launch(self) -> None:
         """Launch the kernels of all layers."""

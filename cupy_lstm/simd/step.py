@@ -54,8 +54,8 @@ class ReadyStep:
         self._tasks: dict[int, Task] = {}
         self._made(1)
 
-    def run(self, x: HostArray, y: HostArray) -> None:
-        """Run one step from x [B,I] into y [B,P], any strides."""
+    def run(self, x: HostArray, y: HostArray | None) -> HostArray:
+        """Run one step from x [B,I] into y [B,P], any strides, or a new array; return that."""
         with crew() as workers:
             team = workers.team(self._work)
             task = self._tasks.get(team) or self._made(team)
@@ -64,7 +64,10 @@ class ReadyStep:
             begun = task.begun
             try:
                 workers.run(task)
+                if y is None:
+                    return self._y_rows.copy()
                 y[...] = self._y_rows
+                return y
             except BaseException:
                 # An interrupt: a step that was begun has come to its end, and is taken back.
                 if task.begun != begun:

@@ -284,7 +284,7 @@ class crew:  # noqa: N801 - used like a function
     def __enter__(self) -> Crew:
         size, lock = thread_count(), _lock
         self._taken: Lock | None = None
-        if size == 1 or not lock.acquire(blocking=False):
+        if size == 1 or not lock.acquire(False):
             return _crew_of(1)
         self._taken = lock
         try:
