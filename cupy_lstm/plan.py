@@ -61,7 +61,7 @@ LAUNCH_STEPS = 16384
 """Steps of a launch of the engine persistent at most: a display's watchdog ends a kernel that runs
 for seconds."""
 
-SUMMED_STEPS = 96
+SUMMED_STEPS = 128
 """Steps whose weight gradients the engine simd sums before it adds them to those of later steps."""
 
 FEW_STEPS = 8

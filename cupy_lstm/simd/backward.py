@@ -145,6 +145,7 @@ def backward_sweep(lanes: Any, place: int) -> None:
             job.weight_hh,
             zeros,
             h_rows,
+            s % 2 != 0,
         )
 
 
@@ -221,4 +222,6 @@ def project_back(
                 dh = dh + load_first(lanes, dy + v * vector, min(lane, P - v * lane))
             store(kept + v * vector, dh)
         write(scratch + 8 * row, kept)
-    multiply_rows(lanes, active, P, H, 0, -(-H // lane), scratch, job.weight_ho, zeros, m_rows)
+    multiply_rows(
+        lanes, active, P, H, 0, -(-H // lane), scratch, job.weight_ho, zeros, m_rows, False
+    )

@@ -36,7 +36,8 @@ SLOTS_AT_ONCE = 48
 """Slots whose product with a panel of weights is taken while it is in the cache."""
 
 TERMS_AT_ONCE = 96
-"""Slots whose outer products are summed while what they have in a group of blocks is cached."""
+"""Slots whose outer products are summed while what they have in a group of blocks is cached; of
+batches of one row a whole part of the sums, which else would end in a few slots."""
 
 NEAR = 2**19
 """Bytes of split left rows up to which sums take their right rows together, in the matrix unit: the
@@ -84,7 +85,8 @@ class Products:
     ) -> None:
         self.stages, self.layout, self.rows, self.given = stages, layout, rows, given
         self.scratch, self.dh_steps, self.first = stages.scratch, dh_steps, first
-        _, _, I, H, P, D = layout.shape  # noqa: E741
+        _, B, I, H, P, D = layout.shape  # noqa: E741
+        self.terms = SUMMED_STEPS if B == 1 else TERMS_AT_ONCE
         slots = sum(some.total for some in rows) // D
         self.threads = stages.threads(slots * 4 * H * min(I, P))
         self.zeros = layout.zeros(max(layout.h_width, layout.x_width, 4 * layout.lanes.count))
@@ -239,7 +241,7 @@ class Products:
                 names.remove("weight_ho")
                 self.add_sums(parts, d, ["weight_ho"], False)
             unit = [name for name in names if layout.product_tiles and self.features(name) > 1]
-            split = prod(layout.split_rows(sum(map(self.features, unit)), TERMS_AT_ONCE))
+            split = prod(layout.split_rows(sum(map(self.features, unit)), self.terms))
             together = [unit] if split * layout.itemsize <= NEAR else [[name] for name in unit]
             for some in together:
                 self.add_sums(parts, d, some, True)
@@ -269,7 +271,7 @@ class Products:
             first=0,
             last=0,
             tiles=sum(-(-self.features(name) // lanes.rows) for name in names),
-            chunk=TERMS_AT_ONCE,
+            chunk=self.terms,
             rows=0,
             copy=0,
             sums=0,
@@ -286,7 +288,7 @@ class Products:
             if unit:
                 own = own._replace(unit=self.sum_tile_job())
             else:
-                copy = scratch.numbers(4 * TERMS_AT_ONCE, lanes.count)
+                copy = scratch.numbers(4 * self.terms, lanes.count)
                 own = own._replace(rows=scratch.table(2 * lanes.rows), copy=copy)
             following = 0
             for name in reversed(names):
@@ -311,11 +313,11 @@ class Products:
         return SumJob(
             features=features,
             left=scratch.job(left),
-            table=scratch.table(TERMS_AT_ONCE),
+            table=scratch.table(self.terms),
             out=address(out),
             out_step=out.strides[-2],
             group_step=4 * layout.lanes.count * size if by_columns else out.strides[0],
-            split=scratch.numbers(*layout.split_rows(features, TERMS_AT_ONCE)) if unit else 0,
+            split=scratch.numbers(*layout.split_rows(features, self.terms)) if unit else 0,
             following=following,
         )
 
@@ -323,7 +325,7 @@ class Products:
         """Return the address of what a thread needs beside for sums in the matrix unit."""
         layout, scratch = self.layout, self.scratch
         job = TileProductJob(
-            right=scratch.numbers(*layout.split_rows(4 * SIDE, TERMS_AT_ONCE)),
+            right=scratch.numbers(*layout.split_rows(4 * SIDE, self.terms)),
             blocks=scratch.numbers(48, layout.lanes.count),
             configuration=scratch.numbers(16),
         )

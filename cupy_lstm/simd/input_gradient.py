@@ -99,10 +99,30 @@ def add_input_gradient(lanes: Any, place: int) -> None:
                 for row in range(n):
                     write(gates + 8 * row, dz + (first + row) * job.gate_bytes)
                 multiply_rows(
-                    lanes, n, job.terms, job.columns, 0, split, gates, weight, begin_at, places
+                    lanes,
+                    n,
+                    job.terms,
+                    job.columns,
+                    0,
+                    split,
+                    gates,
+                    weight,
+                    begin_at,
+                    places,
+                    False,
                 )
                 multiply_rows(
-                    lanes, n, job.terms, job.columns, split, blocks, gates, weight, start, products
+                    lanes,
+                    n,
+                    job.terms,
+                    job.columns,
+                    split,
+                    blocks,
+                    gates,
+                    weight,
+                    start,
+                    products,
+                    False,
                 )
                 start, begin_at = products, places
         for row in range(n):

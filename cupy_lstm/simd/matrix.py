@@ -63,6 +63,7 @@ def multiply_rows(
     packed: int,
     start: int,
     out: int,
+    back: bool = False,
 ) -> None:
     """Multiply rows with a matrix packed by columns: out = start + A B, all tables of rows.
 
@@ -72,24 +73,36 @@ def multiply_rows(
         Sizes of the product.
     first, last : int
         Blocks of columns to compute; multiples of four, or the end.
+    back : bool
+        Whether to take the columns from the last to the first: what a sweep has read last, it finds
+        in the cache when it goes back.
     """
     lane, size = lane_count(lanes), itemsize(lanes)
     vector = lane * size
     blocks = -(-columns // lane)
-    v, most = first, rows_at_once(lanes, rows)
-    while v < last:
-        width = panel_width(v, blocks)
-        # Few rows leave registers for two panels.
-        if width == 4 and 2 * rows <= tile_rows(lanes) and v + 8 <= last:
-            width = 8
-        panel, at = packed + v * terms * vector, v * vector
-        others = (last - v - width) // width if (last - first) * terms * vector > NEAR else 0
-        for r in range(0, rows, most):
-            n = min(most, rows - r)
-            sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
-            ahead, step = lines_ahead(r // most, panel, width * terms * vector, terms, others)
-            multiply(lanes, width, n, terms, sources, panel, starts, targets, at, ahead, step)
-        v += width
+    most = rows_at_once(lanes, rows)
+    # Few rows leave registers for two panels.
+    together = 8 if 2 * rows <= tile_rows(lanes) else 4
+    far = (last - first) * terms * vector > NEAR
+    groups = -(-(last - first) // together)
+    for index in range(groups):
+        group = groups - 1 - index if back else index
+        v = first + group * together
+        end = min(v + together, last)
+        while v < end:
+            width = panel_width(v, blocks)
+            if width == 4 and v + 8 <= end:
+                width = 8
+            panel, at = packed + v * terms * vector, v * vector
+            others = 0
+            if far:
+                others = index - groups + 1 if back else (last - v - width) // width
+            for r in range(0, rows, most):
+                n = min(most, rows - r)
+                sources, starts, targets = a + 8 * r, start + 8 * r, out + 8 * r
+                ahead, step = lines_ahead(r // most, panel, width * terms * vector, terms, others)
+                multiply(lanes, width, n, terms, sources, panel, starts, targets, at, ahead, step)
+            v += width
 
 
 class ProjectionJob(NamedTuple):
