@@ -53,5 +53,5 @@ class Passes:
         return Passes, (self.most, self.largest)
 
 
-SHARED = Passes(most=64, largest=2**18)
+SHARED = Passes(most=64, largest=2**19)
 """Those that pack the weights themselves, and so serve any layer."""
