@@ -19,7 +19,7 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import tanh
 from cupy_lstm.simd.matrix import multiply_rows
-from cupy_lstm.simd.memory import load, load_first, read, read_job, store, write
+from cupy_lstm.simd.memory import fetch, load, load_first, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count
 
@@ -129,6 +129,11 @@ def backward_sweep(lanes: Any, place: int) -> None:
                 c_before = job.cell_steps + (before_slot + row) * c_bytes
             dm_row = read((m_rows if job.weight_ho != 0 else h_rows) + 8 * row)
             differentiate_row(lanes, job, time, row, batch_row, slot, c_before, dm_row)
+            if s > 0 and job.dy != 0:
+                # What the step before reads, for the reason that `put_rows` gives.
+                following = job.dy + (time - job.direction) * job.dy_time + batch_row * job.dy_row
+                for v in range(job.first_unit_block, job.last_unit_block):
+                    fetch(following + v * vector)
         if job.team > 1:
             meet(job.barrier, job.team * meetings)
         first, last = job.first_unit_block, job.last_unit_block

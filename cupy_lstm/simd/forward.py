@@ -11,9 +11,9 @@ from numba import njit
 from cupy_lstm.simd.barrier import meet
 from cupy_lstm.simd.functions import sigmoid, tanh
 from cupy_lstm.simd.matrix import clear_numbers, copy_numbers, multiply_rows
-from cupy_lstm.simd.memory import load, read, read_job, store, write
+from cupy_lstm.simd.memory import fetch, load, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
-from cupy_lstm.simd.tile import NEAR, lines_ahead, multiply, rows_at_once
+from cupy_lstm.simd.tile import LINE, NEAR, lines_ahead, multiply, rows_at_once
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count, tile_rows
 
 
@@ -302,11 +302,13 @@ def put_step(lanes: Any, job: Any, time: int, active: int, h: int) -> None:
     put_rows(
         lanes, rows, active, first, P if job.weight_ho != 0 else min(P, last),
         h, h_bytes, order, job.y + time * job.y_time, job.y_row,
+        job.direction * job.y_time,
     )  # fmt: skip
     if job.cells != 0:
         put_rows(
             lanes, rows, active, first, min(H, last), job.c + job.first_row * c_bytes, c_bytes,
             order, job.cells + time * job.cells_time, job.cells_row,
+            job.direction * job.cells_time,
         )  # fmt: skip
 
 
@@ -322,6 +324,7 @@ def put_rows(
     order: int,
     target: int,
     target_step: int,
+    ahead: int,
 ) -> None:
     """Write the numbers `first` to `last` of the active rows to their batch rows, zeros to others.
 
@@ -335,11 +338,16 @@ def put_rows(
         Table of their batch rows.
     target, target_step : int
         Address of batch row 0, and bytes from one to the next.
+    ahead : int
+        Bytes to the rows of the next step. They are fetched: rows of one time can lie far apart,
+        where the hardware fetches nothing ahead.
     """
     offset = first * itemsize(lanes)
     for row in range(rows):
         place = target + read(order + 8 * row) * target_step + offset
         if row < active:
             copy_numbers(lanes, source + row * source_step + offset, place, last - first)
+            for k in range(0, (last - first) * itemsize(lanes), LINE):
+                fetch(place + ahead + k)
         else:
             clear_numbers(lanes, place, last - first)

@@ -42,6 +42,17 @@ def fetch_line(builder: Any, place: Any) -> None:
 
 
 @intrinsic
+def fetch(context: Any, address: Any) -> Any:
+    """Bring the cache line of an address near while other work goes on; it need not exist."""
+
+    def lower(context: Any, builder: Any, kinds: Any, operands: Any) -> Any:
+        fetch_line(builder, pointer(builder, operands[0]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64), lower
+
+
+@intrinsic
 def load(context: Any, lanes: Any, address: Any) -> Any:
     """Return the vector at an address."""
     vector = lanes.vector
