@@ -9,7 +9,7 @@ import pytest
 
 from cupy_lstm import LSTM, engine
 from cupy_lstm.simd import reserve
-from cupy_lstm.simd.reserve import LARGE, LARGEST, MOST, MOST_PIECES, piece
+from cupy_lstm.simd.reserve import LARGE, LARGEST, MOST, MOST_PIECES, keep, piece, take
 
 
 @pytest.fixture(autouse=True)
@@ -65,6 +65,22 @@ def test_not_taken_for_much_less_or_for_more():
         assert place(piece(size)) != where
     assert place(piece(7 * LARGE)) == where
     assert place(piece(8 * LARGE + 1)) != where
+
+
+def test_what_is_taken_is_kept_only_when_it_is_said():
+    memory = take(LARGE)
+    where = place(memory)
+    del memory
+    gc.collect()
+    assert not reserve._free
+    memory = take(LARGE)
+    where = place(memory)
+    keep(memory)
+    assert kept() == [LARGE]
+    assert place(piece(LARGE)) == where
+    for size in (LARGE - 1, LARGEST + 1):
+        keep(take(size))
+    assert kept() == [LARGE]
 
 
 @pytest.mark.parametrize("size", [0, 1, LARGE - 1, LARGEST + 1])

@@ -20,7 +20,7 @@ from cupy_lstm.simd.reserve import take
 
 CACHE_LINE = 64
 
-APART = 2**20
+APART = 2**19
 """Bytes from which memory is a piece of the reserve by itself, which fits other passes, too."""
 
 _NUMBER = 2**52
