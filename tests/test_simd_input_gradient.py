@@ -11,12 +11,12 @@ from cupy_lstm.engines import simd
 from cupy_lstm.notation import LayerGradients, LayerWeights, Wanted
 
 REVERSE = {1: (False,), -1: (True,), 2: (False, True)}
-LENGTHS = [7, 0, 9, 3, 1]
+LENGTHS = [7, 0, 9, 3, 1, 9, 9, 2]
 
 
 def gradient_of_input(dx, directions, I, H, *, lengths=None, ranges=1, unset=(), dtype="float32"):  # noqa: E741
-    """Train a layer on T=9, B=5 or as many rows as there are lengths; return dx [T,B,I]."""
-    T, B, D = 9, 5, abs(directions)
+    """Train a layer on T=9, B=8; return dx [T,B,I]."""
+    T, B, D = 9, 8, abs(directions)
     rng = np.random.default_rng(I + H)
     shapes = (D, 4 * H, I), (D, 4 * H, H), (D, 4 * H), (D, 4 * H)
     weights = LayerWeights(
@@ -108,7 +108,7 @@ def test_else_it_is_added_to(case, lengths):
 def test_fresh_memory_of_all_layers_may_hold_anything(lengths, monkeypatch):
     """What `LSTM.backward` returns, and what it takes from layer to layer."""
     lstm = LSTM(6, 8, 2, direction="bidirect", seed=0)
-    x = np.random.default_rng(0).standard_normal((5, 9, 6)).astype("float32")
+    x = np.random.default_rng(0).standard_normal((8, 9, 6)).astype("float32")
 
     def train():
         y, _ = lstm(x, None, lengths)
