@@ -202,13 +202,13 @@ def backward(
         (T, B), dtype = kept.x.shape[:2], kept.x.dtype
         shape = layer_shape(T, B, kept.weights)
         rows = _rows_of(layer, shape.D)
-        names, xp = frozenset() if unset is None else unset(layer), array_module(kept.x)
-        more = {}
-        if _sets_gradients(kept):
-            target = dx if layer == 0 else xp.empty_like(kept.x)
+        xp, sets, more = array_module(kept.x), _sets_gradients(kept), {}
+        make = xp.empty_like if sets else xp.zeros_like
+        target = dx if layer == 0 else make(kept.x)
+        names: frozenset[str] = frozenset() if unset is None else unset(layer)
+        if sets:
             more["unset"] = names | {"dx"}
         else:
-            target = dx if layer == 0 else xp.zeros_like(kept.x)
             _clear(names, gradients[layer], wanted[layer])
         dh, dc = (None if gradient is None else gradient[rows] for gradient in dstates)
         with stage("layer", shape, dtype, layer):

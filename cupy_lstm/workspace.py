@@ -100,12 +100,15 @@ def simd_fixed_bytes(shape: Shape, itemsize: int, training: bool) -> int:
     """Return the workspace of the engine simd that does not depend on the chunk, in bytes.
 
     The packed weights, once for forward, and for backward beside as many sums; the states, with
-    those before the first step and a table of five numbers a row.
+    those before the first step and a table of five numbers a row; and what two threads need for
+    the products of a backward pass, 128 times four vectors each; more threads need more.
     """
     _, B, I, H, P, D = shape  # noqa: E741
     I, H, P = (in_vectors(size, itemsize) for size in (I, H, P))  # noqa: E741
     weights = 4 * H * (I + P + 1) + (H * P if shape.P != shape.H else 0)
-    return D * ((weights * (2 if training else 1) + B * (2 * P + 2 * H)) * itemsize + 40 * B)
+    products = 2 * 128 * 4 * 64 if training else 0
+    states = B * (2 * P + 2 * H)
+    return D * ((weights * (2 if training else 1) + states) * itemsize + 40 * B) + products
 
 
 def simd_output_bytes(shape: Shape, itemsize: int, training: bool) -> int:

@@ -5,7 +5,7 @@
 Arrays over time are given in the caller's layout and order, for an engine to read and to fill in
 place. The engine `single`, which keeps no tape, has the first of them alone. An engine with
 ``SETS_GRADIENTS`` takes ``unset``, too: the names of weights whose gradients it sets, instead of
-adding to them, and ``"dx"``, too. `cupy_lstm.plan` chooses among the engines.
+adding to them, and ``"dx"`` if it shall set that. `cupy_lstm.plan` chooses among the engines.
 """
 
 from collections.abc import Sequence

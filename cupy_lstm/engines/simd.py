@@ -148,7 +148,7 @@ def backward(
     left = len(tapes)
     for tape in tapes:  # not enumerate(tapes), which holds on to the last one
         if left == len(tapes):
-            targets.begin_dx(tape.rows, left)
+            targets.begin_dx(tape.rows)
         left -= 1
         dstates = _backward_range(tape, upstream, dstates, targets, last=left == 0)
         del tape  # before the next one is made

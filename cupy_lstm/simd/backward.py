@@ -21,6 +21,7 @@ from cupy_lstm.simd.functions import tanh
 from cupy_lstm.simd.matrix import multiply_rows
 from cupy_lstm.simd.memory import fetch, load, load_first, read, read_job, store, write
 from cupy_lstm.simd.rows import active_rows, slot_beside
+from cupy_lstm.simd.tile import LINE
 from cupy_lstm.simd.vector import fused, itemsize, keep_first, lane_count
 
 
@@ -49,7 +50,7 @@ class BackwardJob(NamedTuple):
     zeros
         A row of zeros, as long as the longer of h and c.
     tables
-        Scratch for two tables of rows.
+        Scratch for four tables of rows.
     tiles
         Address of the `TileBackJob` of a sweep in the matrix unit.
     """
@@ -129,11 +130,11 @@ def backward_sweep(lanes: Any, place: int) -> None:
                 c_before = job.cell_steps + (before_slot + row) * c_bytes
             dm_row = read((m_rows if job.weight_ho != 0 else h_rows) + 8 * row)
             differentiate_row(lanes, job, time, row, batch_row, slot, c_before, dm_row)
-            if s > 0 and job.dy != 0:
+            if s > 0 and job.dy != 0 and job.weight_ho == 0:
                 # What the step before reads, for the reason that `put_rows` gives.
                 following = job.dy + (time - job.direction) * job.dy_time + batch_row * job.dy_row
-                for v in range(job.first_unit_block, job.last_unit_block):
-                    fetch(following + v * vector)
+                for k in range(job.first_unit_block * vector, job.last_unit_block * vector, LINE):
+                    fetch(following + k)
         if job.team > 1:
             meet(job.barrier, job.team * meetings)
         first, last = job.first_unit_block, job.last_unit_block
@@ -227,6 +228,4 @@ def project_back(
                 dh = dh + load_first(lanes, dy + v * vector, min(lane, P - v * lane))
             store(kept + v * vector, dh)
         write(scratch + 8 * row, kept)
-    multiply_rows(
-        lanes, active, P, H, 0, -(-H // lane), scratch, job.weight_ho, zeros, m_rows, False
-    )
+    multiply_rows(lanes, active, P, H, 0, -(-H // lane), scratch, job.weight_ho, zeros, m_rows)

@@ -278,9 +278,7 @@ def forward_step(
             write(gates + 8 * row, m + row * m_bytes)
             write(h_rows + 8 * row, h_to + row * h_bytes)
             clear_numbers(lanes, h_to + row * h_bytes, h_bytes // size)
-        multiply_rows(
-            lanes, active, H, P, 0, -(-P // lane), gates, job.weight_ho, h_rows, h_rows, False
-        )
+        multiply_rows(lanes, active, H, P, 0, -(-P // lane), gates, job.weight_ho, h_rows, h_rows)
     put_step(lanes, job, time, active, h_to)
 
 

@@ -25,7 +25,7 @@ from cupy_lstm.simd.matrix import ProjectionJob, project_steps
 from cupy_lstm.simd.outer_products import ProductJob, SumJob, add_outer_products
 from cupy_lstm.simd.places import BEFORE, BY_ROW, BY_SLOT, Places
 from cupy_lstm.simd.rows import Rows
-from cupy_lstm.simd.scratch import Given, Memory, address
+from cupy_lstm.simd.scratch import Given, Memory, Shared, address
 from cupy_lstm.simd.sharing import equal
 from cupy_lstm.simd.stages import Stages
 from cupy_lstm.simd.targets import Target, sum_of
@@ -36,8 +36,7 @@ SLOTS_AT_ONCE = 48
 """Slots whose product with a panel of weights is taken while it is in the cache."""
 
 TERMS_AT_ONCE = 96
-"""Slots whose outer products are summed while what they have in a group of blocks is cached; of
-batches of one row a whole part of the sums, which else would end in a few slots."""
+"""Slots whose outer products are summed while what they have in a group of blocks is cached."""
 
 NEAR = 2**19
 """Bytes of split left rows up to which sums take their right rows together, in the matrix unit: the
@@ -86,7 +85,9 @@ class Products:
         self.stages, self.layout, self.rows, self.given = stages, layout, rows, given
         self.scratch, self.dh_steps, self.first = stages.scratch, dh_steps, first
         _, B, I, H, P, D = layout.shape  # noqa: E741
+        # One row has few slots: a part of its sums in one go, which else would end in a few.
         self.terms = SUMMED_STEPS if B == 1 else TERMS_AT_ONCE
+        self.shared = Shared(stages.scratch)
         slots = sum(some.total for some in rows) // D
         self.threads = stages.threads(slots * 4 * H * min(I, P))
         self.zeros = layout.zeros(max(layout.h_width, layout.x_width, 4 * layout.lanes.count))
@@ -211,9 +212,9 @@ class Products:
                 tiles=0,
             )
             found.append([])
-            for _ in range(self.threads):
+            for thread in range(self.threads):
                 tables = scratch.table(4 * SLOTS_AT_ONCE)
-                products = scratch.numbers(SLOTS_AT_ONCE, PANEL * layout.lanes.count)
+                products = self.rows_of_panels(thread)
                 tiles = self.tile_job(len(group), odd) if layout.product_tiles else 0
                 own = job._replace(tables=tables, scratch=products, tiles=tiles)
                 found[-1].append((add, scratch.job(own)))
@@ -237,15 +238,14 @@ class Products:
         parts: list[list[Call]] = [[] for _ in range(self.threads)]
         for d in range(layout.shape.D):
             names = [name for direction, name in self.sums if direction == d]
-            if "weight_ho" in names:
-                names.remove("weight_ho")
-                self.add_sums(parts, d, ["weight_ho"], False)
-            unit = [name for name in names if layout.product_tiles and self.features(name) > 1]
+            projection = [name for name in names if name == "weight_ho"]
+            gates = [name for name in names if name != "weight_ho"]
+            unit = [name for name in gates if layout.product_tiles and self.features(name) > 1]
             split = prod(layout.split_rows(sum(map(self.features, unit)), self.terms))
-            together = [unit] if split * layout.itemsize <= NEAR else [[name] for name in unit]
-            for some in together:
-                self.add_sums(parts, d, some, True)
-            self.add_sums(parts, d, [name for name in names if name not in unit], False)
+            for some in [unit] if split * layout.itemsize <= NEAR else [[name] for name in unit]:
+                self.add_sums(parts, d, some, unit=True)
+            for some in projection, [name for name in gates if name not in unit]:
+                self.add_sums(parts, d, some, unit=False)
         return parts
 
     def features(self, name: str) -> int:
@@ -253,10 +253,15 @@ class Products:
         _, _, I, H, P, _ = self.layout.shape  # noqa: E741
         return {"weight_ih": I, "weight_hh": P, "bias": 1, "weight_ho": H}[name]
 
+    def rows_of_panels(self, thread: int) -> int:
+        """Return scratch of a thread for a panel of the slots that any product takes at once."""
+        slots = max(self.terms, SLOTS_AT_ONCE)
+        return self.shared.numbers(thread, slots, PANEL * self.layout.lanes.count)
+
     def add_sums(
-        self, parts: Sequence[list[Call]], d: int, names: Sequence[str], unit: bool
+        self, parts: Sequence[list[Call]], d: int, names: Sequence[str], *, unit: bool
     ) -> None:
-        """Add to each thread's part what it does of sums that have their right rows in common."""
+        """Add to each thread's part what it does of some sums that share their right rows."""
         if not names:
             return
         scratch, lanes = self.scratch, self.layout.lanes
@@ -281,19 +286,19 @@ class Products:
         groups = -(-job.blocks // 4)
         add = kernel(add_tile_products if unit else add_outer_products, lanes)
         count = groups if unit else groups * job.tiles
-        for part, (first, last) in zip(parts, equal(count, self.threads), strict=True):
+        for thread, (first, last) in enumerate(equal(count, self.threads)):
             if first == last:
                 continue
             own = job._replace(first=first, last=last)
             if unit:
-                own = own._replace(unit=self.sum_tile_job())
+                own = own._replace(unit=self.sum_tile_job(thread))
             else:
-                copy = scratch.numbers(4 * self.terms, lanes.count)
+                copy = self.rows_of_panels(thread)
                 own = own._replace(rows=scratch.table(2 * lanes.rows), copy=copy)
             following = 0
             for name in reversed(names):
                 following = scratch.job(self.sum_job(d, name, unit, following))
-            part.append((add, scratch.job(own._replace(sums=following))))
+            parts[thread].append((add, scratch.job(own._replace(sums=following))))
 
     def sum_job(self, d: int, name: str, unit: bool, following: int) -> SumJob:
         """Return what a thread does of one sum, and then of the following one."""
@@ -321,11 +326,12 @@ class Products:
             following=following,
         )
 
-    def sum_tile_job(self) -> int:
+    def sum_tile_job(self, thread: int) -> int:
         """Return the address of what a thread needs beside for sums in the matrix unit."""
         layout, scratch = self.layout, self.scratch
+        sizes = layout.split_rows(4 * SIDE, self.terms)
         job = TileProductJob(
-            right=scratch.numbers(*layout.split_rows(4 * SIDE, self.terms)),
+            right=self.shared.numbers(("unit", thread), *sizes),
             blocks=scratch.numbers(48, layout.lanes.count),
             configuration=scratch.numbers(16),
         )

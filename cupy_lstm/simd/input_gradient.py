@@ -99,30 +99,10 @@ def add_input_gradient(lanes: Any, place: int) -> None:
                 for row in range(n):
                     write(gates + 8 * row, dz + (first + row) * job.gate_bytes)
                 multiply_rows(
-                    lanes,
-                    n,
-                    job.terms,
-                    job.columns,
-                    0,
-                    split,
-                    gates,
-                    weight,
-                    begin_at,
-                    places,
-                    False,
+                    lanes, n, job.terms, job.columns, 0, split, gates, weight, begin_at, places
                 )
                 multiply_rows(
-                    lanes,
-                    n,
-                    job.terms,
-                    job.columns,
-                    split,
-                    blocks,
-                    gates,
-                    weight,
-                    start,
-                    products,
-                    False,
+                    lanes, n, job.terms, job.columns, split, blocks, gates, weight, start, products
                 )
                 start, begin_at = products, places
         for row in range(n):

@@ -104,7 +104,7 @@ def add_outer_products(lanes: Any, place: int) -> None:
         for start in range(position[1], last, job.chunk):
             n = min(job.chunk, last - start)
             position = find_left_rows(job, start, n, position)
-            _add_slots(lanes, job, start, n, begins)
+            _add_slots(lanes, job, start, n, begins, start + n < last)
             begins = False
 
 
@@ -123,8 +123,11 @@ def find_left_rows(job: Any, start: int, n: int, position: Any) -> Any:
 
 
 @njit(nogil=True)
-def _add_slots(lanes: Any, job: Any, start: int, n: int, begins: bool) -> None:
-    """Add the products of `n` slots from `start`, whose left rows are in the tables."""
+def _add_slots(lanes: Any, job: Any, start: int, n: int, begins: bool, more: bool) -> None:
+    """Add the products of `n` slots from `start`, whose left rows are in the tables.
+
+    `more` is whether the slots behind them follow.
+    """
     lane, size, most = lane_count(lanes), itemsize(lanes), tile_rows(lanes)
     vector = lane * size
     outputs = job.rows
@@ -143,9 +146,10 @@ def _add_slots(lanes: Any, job: Any, start: int, n: int, begins: bool) -> None:
                     load(lanes, source + k * job.right_step + v * vector),
                 )
         # What is copied next is fetched by the first tiles of this group, a line of each slot each.
-        ahead, begun = source + 4 * vector, tile
+        ahead, begun, fetched = source + 4 * vector, tile, 4 * vector
         if (group + 1) * job.tiles >= job.last:
             ahead = job.right + (start + n) * job.right_step + job.first // job.tiles * 4 * vector
+            fetched = 4 * vector if more else 0
         first_tile, place = group * job.tiles, job.sums
         end = min(job.last, first_tile + job.tiles)
         while place != 0:
@@ -158,7 +162,7 @@ def _add_slots(lanes: Any, job: Any, start: int, n: int, begins: bool) -> None:
                 for r in range(rows):
                     write(outputs + 8 * r, out + r * one.out_step)
                 line, step = job.copy, 0
-                if (tile - begun) * LINE < 4 * vector:
+                if (tile - begun) * LINE < fetched:
                     line, step = ahead + (tile - begun) * LINE, job.right_step
                 if columns == 4:
                     multiply_tile(

@@ -43,7 +43,7 @@ class Targets:
     sums : array or None
         What `Sums` has so far, in one piece; None before the last range of steps.
     written : dict of array
-        What passes add to: ``dx``, and ``gradient`` with the name of a weight.
+        What passes write to: ``dx``, and ``gradient`` with the name of a weight.
     """
 
     def __init__(
@@ -78,13 +78,12 @@ class Targets:
         if written is not array:
             self._apart.append((array, written))
 
-    def begin_dx(self, rows: Sequence[Rows], ranges: int) -> None:
-        """Clear dx where passes over so many ranges of steps, the first over these rows, add to it.
+    def begin_dx(self, rows: Sequence[Rows]) -> None:
+        """Clear dx where passes, the first over these rows, add to it.
 
-        They must where padding is no step of theirs, and where directions come to the same time in
-        different ranges.
+        They must where padding is no step of theirs, and where directions are at different times.
         """
-        if not rows[0].are_even or (ranges > 1 and len(rows) > 1):
+        if not rows[0].are_even or len({min(some.times, default=0) for some in rows}) > 1:
             if "dx" in self.unset and "dx" in self.written:
                 self.written["dx"][...] = 0
             self.unset -= {"dx"}

@@ -81,22 +81,22 @@ def add_tile_products(lanes: Any, place: int) -> None:
         for start in range(position[1], last, job.chunk):
             n = min(job.chunk, last - start)
             position = find_left_rows(job, start, n, position)
-            odd, following = 0, job.sums
-            while following != 0:
-                one = read_job(SumJob, following)
+            odd, place = 0, job.sums
+            while place != 0:
+                one = read_job(SumJob, place)
                 odd |= _split_left(lanes, one, n, unit.blocks)
-                following = one.following
+                place = one.following
             for j in range(job.first, job.last):
                 source = job.right + start * job.right_step + j * 256
                 odd_here = odd | _split_slots(lanes, source, job.right_step, n, unit.right)
-                following = job.sums
-                while following != 0:
-                    one = read_job(SumJob, following)
+                place = job.sums
+                while place != 0:
+                    one = read_job(SumJob, place)
                     if odd_here == 0:
                         _add_tiles(one, unit.right, n, j, begins)
                     else:
                         _add_as_they_are(lanes, one, source, job.right_step, n, j, begins)
-                    following = one.following
+                    place = one.following
             begins = False
     release_tiles()
 
