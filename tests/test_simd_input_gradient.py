@@ -14,9 +14,14 @@ REVERSE = {1: (False,), -1: (True,), 2: (False, True)}
 LENGTHS = [7, 0, 9, 3, 1, 9, 9, 2]
 
 
-def gradient_of_input(dx, directions, I, H, *, lengths=None, ranges=1, unset=(), dtype="float32"):  # noqa: E741
-    """Train a layer on T=9, B=8; return dx [T,B,I]."""
-    T, B, D = 9, 8, abs(directions)
+def gradient_of_input(
+    dx, directions, sizes, *, lengths=None, cuts=(0, 9), unset=(), dtype="float32"
+):
+    """Train a layer on B=8 rows, in ranges of its T=9 steps, backwards for -1; return dx [T,B,I].
+
+    `dx` makes its memory.
+    """
+    T, B, D, (I, H) = 9, 8, abs(directions), sizes  # noqa: E741
     rng = np.random.default_rng(I + H)
     shapes = (D, 4 * H, I), (D, 4 * H, H), (D, 4 * H), (D, 4 * H)
     weights = LayerWeights(
@@ -25,7 +30,6 @@ def gradient_of_input(dx, directions, I, H, *, lengths=None, ranges=1, unset=(),
     x, dy = (rng.standard_normal(shape).astype(dtype) for shape in ((T, B, I), (T, B, D, H)))
     states, zero = (np.zeros((D, B, H), dtype),) * 2, (None, None)
     lengths = None if lengths is None else np.array(lengths)
-    cuts = [0, T] if ranges == 1 else [0, 4, T]
     tapes = []
     for first, last in pairwise(cuts):
         states, tape = simd.forward(
@@ -70,21 +74,21 @@ class Memory:
 
 
 CASES = {
-    "a vector and a part": (1, 21, 24),
-    "backwards": (-1, 5, 24),
-    "both at once": (2, 70, 12),
-    "the matrix unit": (1, 64, 128),
+    "a vector and a part": (1, (21, 24)),
+    "backwards": (-1, (5, 24)),
+    "both at once": (2, (70, 12)),
+    "the matrix unit": (1, (64, 128)),
 }
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("kind", ["rows", "every other number"])
-@pytest.mark.parametrize("ranges", [1, 2])
+@pytest.mark.parametrize("cuts", [(0, 9), (0, 4, 9)], ids=["at-once", "in-ranges"])
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
-def test_it_is_set_whatever_was_there(case, lengths, ranges, kind, dtype, monkeypatch):
+def test_it_is_set_whatever_was_there(case, lengths, cuts, kind, dtype, monkeypatch):
     use_threads(monkeypatch, 2)
-    more = {"lengths": lengths, "ranges": ranges, "dtype": dtype}
+    more = {"lengths": lengths, "cuts": cuts, "dtype": dtype}
     expected = gradient_of_input(Memory(0, kind), *case, **more)
     assert expected.any()
     for _ in range(2):  # passes are made, and run again
@@ -93,6 +97,13 @@ def test_it_is_set_whatever_was_there(case, lengths, ranges, kind, dtype, monkey
         assert found.array.tobytes() == expected.tobytes()
         found.array[...] = np.nan
         assert np.isnan(found.whole).all(), "numbers beside it were written"
+
+
+def test_directions_at_different_times_both_add_to_it():
+    case, cuts = CASES["both at once"], (4, 9)
+    expected = gradient_of_input(Memory(0, "rows"), *case, cuts=cuts)
+    found = gradient_of_input(Memory(np.nan, "rows"), *case, cuts=cuts, unset=["dx"])
+    assert found.tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("lengths", [None, LENGTHS], ids=["full", "lengths"])
