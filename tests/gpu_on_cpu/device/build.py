@@ -26,7 +26,9 @@ _CHECKS = (
     "-fno-sanitize-recover=all",
 )
 # -ffp-contract=off: the same rounding on every host. -fno-strict-aliasing: kernels read floats
-# through float4. -fno-gnu-unique: two modules may hold the same template.
+# through float4. -fno-gnu-unique: two modules may hold the same template. -fstack-clash-protection:
+# a large frame touches each of its pages in turn, and so the guard page under a stack first, instead
+# of memory beyond it that is somebody else's.
 _KERNEL_FLAGS = (
     "-O2",
     "-g1",
@@ -35,6 +37,8 @@ _KERNEL_FLAGS = (
     "-fno-strict-aliasing",
     "-fno-gnu-unique",
     "-fno-omit-frame-pointer",
+    "-fstack-clash-protection",
+    "--param=stack-clash-protection-guard-size=12",
     *_CHECKS,
 )
 _SANITIZER_FLAGS = {

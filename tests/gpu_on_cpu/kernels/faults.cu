@@ -4,9 +4,9 @@
 
 #include "sync.cuh"
 
-__device__ __noinline__ void use_stack(int n) {
+__device__ __noinline__ void use_stack(int n) {  // more_than_the_stack
     volatile char big[1 << 20];
-    for (int i = 0; i < 1 << 20; i += 64) big[i] = n;  // more_than_the_stack
+    for (int i = 0; i < 1 << 20; i += 64) big[i] = n;
 }
 
 enum Fault {
