@@ -1,9 +1,11 @@
-"""A small training that has everything a checkpoint must bring back, and what came of it."""
+"""A small training that has everything a checkpoint must bring back; how it ends early."""
 
 import hashlib
 from dataclasses import asdict
+from functools import cache, wraps
 
 import numpy as np
+import pytest
 
 from cupy_lstm import (
     LSTM,
@@ -99,3 +101,35 @@ def checksum(value):
         return value
     host = value.get() if hasattr(value, "get") else value
     return hashlib.sha256(host.tobytes()).hexdigest()
+
+
+def interrupting(calls, loss=mse_loss):
+    """Return a loss that is interrupted after so many calls, and passes for the other one."""
+    left = iter(range(calls))
+
+    @wraps(loss)
+    def counted(prediction, target):
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        return loss(prediction, target)
+
+    return counted
+
+
+def interrupted(training, folder, calls, **options):
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(folder, loss=interrupting(calls), **options)
+
+
+def listed(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def files(folder):
+    return sorted(path.name for path in folder.glob("epoch-*"))
+
+
+@cache
+def whole(**options):
+    """What comes of a training that nothing ends early."""
+    return Training().fit(**options)

@@ -1,79 +1,47 @@
-"""Checkpoints: a training goes on where it stood, and where it cannot, it says so and does nothing.
+"""Checkpoints: a training goes on where it stood; what is written; arguments.
 
-Kills have a file of their own. Here a loss that raises ends a training in the middle.
+A loss that raises ends a training in the middle. Kills, damage, other trainings and folders that
+refuse have files of their own.
 """
 
 import errno
 import os
 import re
-import resource
-import shutil
-import signal
 import stat
-import subprocess
 import sys
-import textwrap
-from functools import cache, partial, wraps
+from functools import wraps
 from pathlib import Path
 
 import numpy as np
 import pytest
-from checkpoint_cases import BATCHES, EPOCHS, STEPS, Forecaster, Training, checksum, samples
+from checkpoint_cases import (
+    BATCHES,
+    EPOCHS,
+    STEPS,
+    Forecaster,
+    Training,
+    checksum,
+    files,
+    interrupted,
+    interrupting,
+    listed,
+    samples,
+    whole,
+)
 
 from cupy_lstm import (
     SGD,
-    Adam,
-    AdamW,
-    Batches,
     Checkpoints,
-    ClipGradByNorm,
-    CosineAnnealingDecay,
     Linear,
     engine,
     fit,
-    huber_loss,
     mse_loss,
 )
-from cupy_lstm.io import checkpoint_folder, load_state_dict
+from cupy_lstm.io import load_state_dict
 from cupy_lstm.io.checkpoint_folder import CheckpointFolder
 from cupy_lstm.io.lock import locked
 
 pytest.importorskip("safetensors", reason="safetensors is not installed: no checkpoints")
-
-TESTS = Path(__file__).resolve().parent
-
-
-def interrupting(calls, loss=mse_loss):
-    """Return a loss that is interrupted after so many calls, and passes for the other one."""
-    left = iter(range(calls))
-
-    @wraps(loss)
-    def counted(prediction, target):
-        if next(left, None) is None:
-            raise KeyboardInterrupt
-        return loss(prediction, target)
-
-    return counted
-
-
-def interrupted(training, folder, calls, **options):
-    with pytest.raises(KeyboardInterrupt):
-        training.fit(folder, loss=interrupting(calls), **options)
-
-
-def listed(folder):
-    return sorted(path.name for path in folder.iterdir())
-
-
-def files(folder):
-    return sorted(path.name for path in folder.glob("epoch-*"))
-
-
-@cache
-def whole(**options):
-    """What comes of a training that nothing ends early."""
-    return Training().fit(**options)
-
 
 # --- going on ------------------------------------------------------------------------------------
 
@@ -364,365 +332,6 @@ def test_targets_without_elements(tmp_path):
     assert [name[:25] for name in files(tmp_path)] == [
         "epoch-000000-batch-000001", "epoch-000000-batch-000002", "epoch-000001-batch-000000"
     ]  # fmt: skip
-
-
-# --- checkpoints of another training -------------------------------------------------------------
-
-
-def changed(training, part, **options):
-    """Replace one part of a training by another one."""
-    x, y = samples()
-    kept = training.optimizer.settings()
-    settings = {"kind": AdamW} | {name: kept[name] for name in ("learning_rate", "grad_clip")}
-    if part == "model":
-        training.model = Forecaster(**options)
-    elif part == "batches":
-        number = options.pop("samples", 14)
-        options = {"batch_size": 4, "shuffle": True, "seed": 0} | options
-        training.batches = Batches(x[:number], y[:number], **options)
-    elif part == "validation":
-        training.validation = None
-    elif part == "optimizer":
-        settings |= options
-    training.optimizer = settings.pop("kind")(parameters=training.model.parameters(), **settings)
-    return training
-
-
-class Renamed(Forecaster):
-    """The same by another name."""
-
-
-OTHERS = {
-    "size": (("model", {"hidden_size": 5}), {}, r"model\.lstm\.weight_ih_l0 is float32 \[16, 1\]"),
-    "dtype": (("model", {"dtype": "float64"}), {}, "float64"),
-    "dropout": (("model", {"dropout": 0.4}), {}, r"model\.lstm\.dropout was 0\.3 there, .* 0\.4 h"),
-    "kind": (("optimizer", {"kind": Adam}), {}, r"optimizer\.type was 'AdamW' .* 'Adam' here"),
-    "memory": (("optimizer", {"kind": SGD, "momentum": 0.9}), {}, r"optimizer\.type"),
-    "beta": (("optimizer", {"beta1": 0.8}), {}, r"optimizer\.beta1 was 0\.9 there"),
-    "clip": (("optimizer", {"grad_clip": ClipGradByNorm(1.0)}), {}, r"optimizer\.grad_clip\.type"),
-    "rate": (("optimizer", {"learning_rate": 0.5}), {}, r"optimizer\.learning_rate"),
-    "schedule": (
-        ("optimizer", {"learning_rate": CosineAnnealingDecay(0.05, STEPS)}),
-        {},
-        r"optimizer\.learning_rate\.type was 'LinearWarmup' there, and is 'CosineAnn",
-    ),
-    "batch size": (("batches", {"batch_size": 5}), {}, r"batches\.batch_size was 4 .* 5 here"),
-    "samples": (("batches", {"samples": 13}), {}, r"batches\.inputs was \['float32 \[14, 3, 1\]'"),
-    "order": (("batches", {"shuffle": False}), {}, r"batches\.shuffle was True there"),
-    "weights": (
-        ("batches", {"weights": np.ones(14, "float32")}),
-        {},
-        r"batches\.weights was None there, and is 'float32 \[14\]' here",
-    ),
-    "drop": (("batches", {"drop_last": True}), {}, r"batches\.drop_last was False there"),
-    "validation": (("validation", {}), {}, r"validation"),
-    "loss": (None, {"loss": huber_loss}, r"loss was 'mse_loss' there, and is 'huber_loss' here"),
-    "loss's arguments": (None, {"loss": partial(huber_loss, delta=2.0)}, r"loss\.function"),
-    "patience": (None, {"patience": None}, r"patience was 'some' there, and is 'none' here"),
-    "min_delta": (None, {"min_delta": 0.5}, r"min_delta was 0\.0 there, and is 0\.5 here"),
-    "epochs": (None, {"epochs": 1}, r"epochs is 1, but .* is further than that already"),
-}
-
-
-@pytest.fixture(scope="module")
-def of_another(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("other")
-    interrupted(Training(), folder, 2 * (BATCHES + 2) + 1, every=None)
-    return folder
-
-
-@pytest.mark.parametrize(("change", "options", "message"), OTHERS.values(), ids=OTHERS)
-def test_of_another_training(of_another, change, options, message):
-    training = Training() if change is None else changed(Training(), change[0], **change[1])
-    before, there = training.outcome(), {p: p.read_bytes() for p in of_another.glob("epoch-*")}
-    training.model.eval()
-    with pytest.raises(ValueError, match=message) as raised:
-        training.fit(of_another, **options)
-    assert str(of_another / files(of_another)[-1]) in str(raised.value)
-    assert "take another folder" in str(raised.value)
-    assert training.outcome() == before and not training.model.training
-    assert {p: p.read_bytes() for p in of_another.glob("epoch-*")} == there
-
-
-def test_of_another_class(of_another):
-    with pytest.raises(ValueError, match=r"model\.itself\.type was 'Forecaster' .* 'Renamed' here"):
-        Training(Renamed()).fit(of_another)
-
-
-def test_of_another_version(tmp_path, monkeypatch):
-    with monkeypatch.context() as patch:
-        patch.setattr(checkpoint_folder, "FORMAT", "cupy_lstm training 99")
-        Training().fit(tmp_path)
-    with pytest.raises(ValueError, match="was not written by this version of cupy_lstm"):
-        Training().fit(tmp_path)
-
-
-# --- damage --------------------------------------------------------------------------------------
-
-
-def flip(path, position):
-    contents = bytearray(path.read_bytes())
-    contents[position] ^= 16
-    path.write_bytes(contents)
-
-
-def truncate(path, size):
-    with path.open("r+b") as file:
-        file.truncate(size)
-
-
-def renamed(path):
-    path.rename(path.with_name(path.name.replace("-batch-", "-batch-1")))
-    # Its contents are sound: only the place is wrong, which nothing but the name says.
-
-
-def made_a_folder(path):
-    path.unlink()
-    path.mkdir()
-
-
-DAMAGES = {
-    "first bit": lambda path: flip(path, 0),
-    "a bit of the header": lambda path: flip(path, 100),
-    "a bit of the facts": lambda path: flip(path, path.read_bytes().index(b"history")),
-    "a bit of a weight": lambda path: flip(path, -500),
-    "last bit": lambda path: flip(path, -1),
-    "empty": lambda path: truncate(path, 0),
-    "header alone": lambda path: truncate(path, 300),
-    "half": lambda path: truncate(path, path.stat().st_size // 2),
-    "one byte less": lambda path: truncate(path, path.stat().st_size - 1),
-    "one byte more": lambda path: truncate(path, path.stat().st_size + 1),
-    "of zeros": lambda path: path.write_bytes(bytes(path.stat().st_size)),
-    "contents of an older one": lambda path: shutil.copy(sorted(path.parent.glob("e*"))[0], path),
-    "a folder": made_a_folder,
-}
-
-
-@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES)
-def test_a_damaged_one_is_passed_over(tmp_path, damage):
-    interrupted(Training(), tmp_path, 3, every=1)
-    newest = tmp_path / files(tmp_path)[-1]
-    damage(newest)
-    with pytest.warns(RuntimeWarning, match=f"{re.escape(str(newest))} is damaged and passed"):
-        interrupted(Training(), tmp_path, 0, every=1)
-    with pytest.warns(RuntimeWarning, match="passed over"):
-        if damage is made_a_folder:  # where the same contents are to be written again
-            with pytest.raises(OSError, match="earlier ones are as they were"):
-                Training().fit(tmp_path, every=1)
-        else:
-            assert Training().fit(tmp_path, every=1) == whole()
-
-
-def test_every_bit_counts(tmp_path):
-    folder = CheckpointFolder(tmp_path, keep=1)
-    folder.write(0, 1, {}, {})
-    path = tmp_path / files(tmp_path)[0]
-    contents = path.read_bytes()
-    for position in range(len(contents)):
-        for bit in range(8):
-            spoilt = bytearray(contents)
-            spoilt[position] ^= 1 << bit
-            path.write_bytes(spoilt)
-            with pytest.warns(RuntimeWarning, match="is damaged"):
-                assert folder.newest() is None
-    path.write_bytes(contents)
-    assert folder.newest().path == path
-
-
-def test_when_all_are_damaged_it_begins_anew(tmp_path):
-    interrupted(Training(), tmp_path, 3, every=1)
-    for name in files(tmp_path):
-        flip(tmp_path / name, 9)
-    with pytest.warns(RuntimeWarning) as warned:
-        assert Training().fit(tmp_path, every=1) == whole()
-    assert [files(tmp_path)[0] in str(one.message) for one in warned] == [False] * 3
-    assert len(warned) == 3
-
-
-def test_damaged_ones_do_not_push_out_sound_ones(tmp_path):
-    interrupted(Training(), tmp_path, 3, every=1, keep=2)
-    flip(tmp_path / files(tmp_path)[-1], 9)
-    with pytest.warns(RuntimeWarning, match="batch-000003"):
-        interrupted(Training(), tmp_path, 0, every=1, keep=1)
-    folder = CheckpointFolder(tmp_path, keep=1)
-    folder.write(0, 2, {}, {"new": True})
-    with pytest.warns(RuntimeWarning, match="batch-000003"):
-        assert folder.read(folder.newest()) == ({}, {"new": True})
-
-
-def test_damaged_ones_are_not_counted(tmp_path):
-    def places():
-        return [int(name[19:25]) for name in files(tmp_path)]
-
-    for batch in (1, 2, 3):
-        CheckpointFolder(tmp_path, keep=9).write(0, batch, {}, {})
-    flip(tmp_path / files(tmp_path)[-1], 9)
-    folder = CheckpointFolder(tmp_path, keep=2)
-    folder.write(0, 4, {}, {})
-    assert places() == [2, 3, 4]
-    folder.write(0, 5, {}, {})
-    assert places() == [4, 5]
-
-
-# --- what refuses --------------------------------------------------------------------------------
-
-
-def test_two_trainings_in_one_folder(tmp_path):
-    other = Training()
-    before = other.outcome()
-
-    def begin_another(record):
-        with pytest.raises(
-            RuntimeError, match=f"in use by another training .process {os.getpid()}"
-        ):
-            other.fit(tmp_path)
-
-    assert Training().fit(tmp_path, callbacks=[begin_another]) == whole()
-    assert other.outcome() == before
-    assert other.fit(tmp_path) == whole()
-
-
-def test_two_processes_in_one_folder(tmp_path):
-    """The first one is killed: its lock is free then."""
-    code = f"""
-    import sys, time
-    sys.path.insert(0, {str(TESTS)!r})
-    from checkpoint_cases import Training
-    from pathlib import Path
-    def wait(record):
-        print("trains", flush=True)
-        time.sleep(600)
-    Training().fit(Path({str(tmp_path)!r}), every=1, callbacks=[wait])
-    """
-    command = [sys.executable, "-c", textwrap.dedent(code)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout.readline() == "trains\n"
-            with pytest.raises(RuntimeError, match=f"training .process {process.pid}.: wait until"):
-                Training().fit(tmp_path)
-        finally:
-            process.send_signal(signal.SIGKILL)
-    assert Training().fit(tmp_path) == whole()
-
-
-def limited(size):
-    """Return a callback after which no file may be larger than `size`; the limit is lifted later.
-
-    As on a full disk, a write fails in the middle.
-    """
-
-    def callback(record):
-        if record.epoch == 1:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
-
-    return callback
-
-
-@pytest.mark.parametrize("size", [0, 1, 1000, 5000])
-def test_a_write_that_fails(tmp_path, size):
-    try:
-        with pytest.raises(
-            OSError, match=r"checkpoint could not be written .*ones are as they were"
-        ):
-            Training().fit(tmp_path, callbacks=[limited(size)])
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-    assert [name[:12] for name in files(tmp_path)] == ["epoch-000001"]
-    assert listed(tmp_path) == [".lock", *files(tmp_path)]
-    assert Training().fit(tmp_path) == whole()
-
-
-def test_a_folder_that_vanishes(tmp_path):
-    folder = tmp_path / "there"
-
-    def remove(record):
-        shutil.rmtree(folder)
-        folder.write_text("a file where the folder was")
-
-    training = Training()
-    training.model.eval()
-    with pytest.raises(OSError, match="checkpoint could not be written") as raised:
-        training.fit(folder, callbacks=[remove])
-    assert str(folder) in str(raised.value)
-    assert not training.model.training
-    assert folder.read_text() == "a file where the folder was"
-
-
-@pytest.mark.parametrize("place", ["file", "file/below", "/proc/checkpoints", "/sys/checkpoints"])
-def test_a_place_that_cannot_be_written_into(tmp_path, place):
-    (tmp_path / "file").write_text("")
-    if place.startswith("/") and not Path(place).parent.is_dir():
-        pytest.skip(f"{Path(place).parent} is not there: nothing that refuses even root")
-    training = Training()
-    before = training.outcome()
-    with pytest.raises(OSError, match="the training needs a folder to write into") as raised:
-        training.fit(tmp_path / place)
-    assert str(tmp_path / place) in str(raised.value)
-    assert training.outcome() == before
-    assert listed(tmp_path) == ["file"]
-
-
-@pytest.mark.skipif(
-    shutil.which("unshare") is None
-    or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode != 0,
-    reason="file systems cannot be mounted here: no full and no read-only one to try",
-)
-def test_a_full_and_a_read_only_file_system(tmp_path):
-    """In a process with mounts of its own, which end with it."""
-    code = f"""
-    import os, subprocess, sys
-    from pathlib import Path
-    sys.path.insert(0, {str(TESTS)!r})
-    from checkpoint_cases import Training
-    from cupy_lstm import mse_loss
-
-    expected = Training().fit()
-    full, sealed = Path("full"), Path("sealed")
-
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "none", full], check=True)
-    def fill(record):
-        with open(full / "filler", "wb", buffering=0) as file:
-            try:
-                while file.write(bytes(4096)):
-                    pass
-            except OSError as error:
-                print(error.strerror)
-    try:
-        Training().fit(full, callbacks=[lambda record: record.epoch == 1 and fill(record) or None])
-    except OSError as error:
-        print(error.errno, error.strerror)
-    print(sorted(path.name[:12] for path in full.iterdir()))
-    os.remove(full / "filler")
-    print(Training().fit(full) == expected)
-
-    Training().fit(sealed, epochs=1)
-    subprocess.run(["mount", "--bind", sealed, sealed], check=True)
-    subprocess.run(["mount", "-o", "remount,bind,ro", sealed], check=True)
-    before = sorted(path.name for path in sealed.iterdir())
-    try:
-        Training().fit(sealed)
-    except OSError as error:
-        print(error.errno, error.strerror)
-    print(before == sorted(path.name for path in sealed.iterdir()))
-    """
-    for name in ("full", "sealed"):
-        (tmp_path / name).mkdir()
-    done = subprocess.run(
-        ["unshare", "--mount", sys.executable, "-c", textwrap.dedent(code)],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.splitlines() == [
-        "No space left on device",
-        "28 the checkpoint could not be written (No space left on device); "
-        "earlier ones are as they were",
-        "['.lock', 'epoch-000001', 'filler']",
-        "True",
-        "30 the training needs a folder to write into, and this is none (Read-only file system)",
-        "True",
-    ]
 
 
 # --- arguments -----------------------------------------------------------------------------------

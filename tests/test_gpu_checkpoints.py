@@ -1,11 +1,10 @@
 """Checkpoints of a training on CuPy arrays: bit for bit there, too; read back only to write."""
 
 import pytest
-from checkpoint_cases import BATCHES, Training
+from checkpoint_cases import BATCHES, Training, interrupted, whole
 from full import only_in_full
 from gpu_on_cpu import record
 from gpu_on_cpu.driver.recorder import Copy, Synchronisation
-from test_checkpoints import interrupted, whole
 
 pytestmark = pytest.mark.gpu_on_cpu
 

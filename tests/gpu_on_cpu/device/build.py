@@ -27,7 +27,7 @@ _CHECKS = (
 )
 # -ffp-contract=off: the same rounding on every host. -fno-strict-aliasing: kernels read floats
 # through float4. -fno-gnu-unique: two modules may hold the same template. -fstack-clash-protection:
-# a large frame touches each of its pages in turn, and so the guard page under a stack first, instead
+# a large frame touches each of its pages in turn, so the guard page under a stack first, instead
 # of memory beyond it that is somebody else's.
 _KERNEL_FLAGS = (
     "-O2",
