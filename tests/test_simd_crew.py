@@ -1,6 +1,7 @@
 """The crew of the engine simd: programs at once, threads that wait and sleep, interrupts."""
 
 import gc
+import itertools
 import signal
 import sys
 import threading
@@ -190,6 +191,22 @@ def test_a_thread_that_cannot_be_started_is_done_without(monkeypatch):
     with threads.crew() as team:
         assert team.size == 1 + len(threads._workers)
     run(case)
+
+
+@pytest.mark.parametrize("steps", [0.0, -1.0], ids=["stands", "goes-back"])
+def test_a_clock_that_is_no_use_harms_nobody(steps, kernels, monkeypatch):
+    """A thread that died of it would be waited for without end."""
+    clock = itertools.count(0.0, steps)
+    monkeypatch.setattr(threads, "perf_counter", lambda: next(clock))
+    use_threads(monkeypatch, 2)
+    monkeypatch.setattr(threads, "_workers", [])
+    monkeypatch.setattr(threads, "PATIENCE", 1e-6)
+    for _ in range(3):
+        parts, late = meeting(kernels, 2)
+        with threads.crew() as team:
+            team.run(threads.Task(parts))
+        assert not late
+    assert threads._workers[0].is_alive()
 
 
 @pytest.mark.parametrize("part", range(3))

@@ -160,6 +160,9 @@ any more; its memory stays until whoever takes the crew next has completed it.""
 LOOKS = 500
 """Looks by which their time is measured."""
 
+SHORTEST_LOOK = 1e-9
+"""Seconds, less than any look takes; a clock with large steps may say that some take none."""
+
 
 class _Worker(Thread):
     """A thread that waits for tasks.
@@ -179,7 +182,8 @@ class _Worker(Thread):
         self._state_word = (self.box - place + programs.STATE) // 8
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._serve = routine(programs.serve)
-        self._seconds_a_look = min(self._looked() for _ in range(3)) / LOOKS
+        seconds = min(self._looked() for _ in range(3)) / LOOKS
+        self._seconds_a_look = max(seconds, SHORTEST_LOOK)
         self.start()
 
     def _looked(self) -> float:
