@@ -80,8 +80,50 @@ def test_stale_as_soon_as_a_source_changes(compiled_copy):
     source = compiled_copy / "cupy_lstm" / "simd" / "barrier.py"
     source.write_text(source.read_text() + "\n# changed\n")
     said = MESSAGE.format("float32", source.parent / "__pycache__")
+    before = kept(compiled_copy)
     assert compile_in(compiled_copy) == said
     assert compile_in(compiled_copy) == ""
+    # What the older version had of this kernel is gone, of another kernel it is there.
+    after = set(kept(compiled_copy))
+    assert len(after) == 4 and {name for name in before if name in after} == {
+        name for name in before if ".unpack_bias-" in name
+    }
+
+
+STOPPED = """
+import sys
+from numba.core import caching
+from cupy_lstm.simd import compiled
+if sys.argv[2] == "stop":
+    caching.IndexDataCacheFile._save_data = lambda *arguments: None
+packing = compiled.packing
+compiled.kernel(packing.unpack_bias, compiled.host_lanes(sys.argv[1]))
+print(sum(packing.unpack_bias.stats.cache_hits.values()))
+"""
+
+
+@pytest.mark.parametrize("other", ["version", "signature"])
+def test_code_of_others_is_not_taken_for_ours(compiled_copy, other):
+    """Where a process has written the index of its code, and not the code yet."""
+    if other == "version":
+        source = compiled_copy / "cupy_lstm" / "simd" / "barrier.py"
+        source.write_text(source.read_text() + "\n# changed\n")
+        dtype = "float32"
+    else:
+        dtype = "float64"
+    for action, hits in (("stop", 0), ("go on", 0), ("go on", 1)):
+        printed, _ = run_script(STOPPED, dtype, action, folder=compiled_copy)
+        assert int(printed) == hits
+    printed, _ = run_script(STOPPED, "float32", "go on", folder=compiled_copy)
+    assert int(printed) == 1
+
+
+def test_each_signature_has_files_of_its_own(compiled_copy):
+    names = set(kept(compiled_copy))
+    compile_in(compiled_copy, "float64", "unpack_bias")
+    more = set(kept(compiled_copy)) - names
+    assert sorted(Path(name).suffix for name in more) == [".nbc", ".nbi"]
+    assert names < set(kept(compiled_copy))
 
 
 def test_every_source_of_a_kernel_counts(copy, monkeypatch):

@@ -8,11 +8,13 @@ one file only.
 import hashlib
 import os
 import sys
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from threading import Lock
 from typing import Any
 
+import numba
 from llvmlite import binding
 from numba import types
 from numba.core import caching
@@ -145,8 +147,8 @@ def routine(function: Any) -> Any:
 
 def _compile(function: Any, signature: Any, dtype: str = "") -> Any:
     """Compile a function; say so for kernels of a dtype, which take a while."""
-    kept = _kept(function)
-    if dtype and (kept is None or not kept.holds(signature)):
+    kept = _kept(function, signature)
+    if dtype and (kept is None or not kept.holds()):
         _announce(dtype, "nowhere" if kept is None else kept.cache_path)
     if kept is not None:
         function._cache = kept
@@ -206,21 +208,50 @@ class _KernelCacheImpl(caching.CompileResultCacheImpl):
 
 
 class _KernelCache(caching.FunctionCache):
+    """Numba's cache, with files of its own for each version, signature and kind of host.
+
+    Numba gives all of them one index, which it writes before the code it names. Of two processes
+    that compile at once, one could then find code of an older version under the name of the new
+    one, or of another signature: kernels that do not fit their jobs.
+    """
+
     _impl_class = _KernelCacheImpl
 
-    def holds(self, signature: Any) -> bool:
-        """Whether a kernel can be read from disk; a damaged index is emptied."""
-        key = self._index_key(signature, cpu_target.target_context.codegen())
+    def __init__(self, function: Any, signature: Any) -> None:
+        super().__init__(function)
+        self._index = self._index_key(signature, cpu_target.target_context.codegen())
+        base = self._impl.filename_base  # the function, its line, and the version of Python
+        self._ours = f"{base}-{source_hash()[:12]}-"
+        name, _, line = base.rpartition("-")
+        self._all = f"{name}-*.{line.partition('.')[2]}*.nb[ic]"
+        key = hashlib.sha256(repr((self._index, numba.__version__)).encode()).hexdigest()[:12]
+        self._cache_file = caching.IndexDataCacheFile(
+            self._cache_path, self._ours + key, self._impl.locator.get_source_stamp()
+        )
+
+    def holds(self) -> bool:
+        """Whether the kernel can be read from disk; a damaged index is emptied."""
         try:
-            return key in self._cache_file._load_index()
+            return self._index in self._cache_file._load_index()
         except Exception:  # what unpickling half a file raises is not foreseeable
             self.flush()
             return False
 
+    def save_overload(self, signature: Any, result: Any) -> None:
+        """Keep what was compiled, and remove what other versions have left."""
+        super().save_overload(signature, result)
+        for path in Path(self._cache_path).glob(self._all):
+            if not path.name.startswith(self._ours):
+                with suppress(OSError):
+                    path.unlink()
 
-def _kept(function: Any) -> _KernelCache | None:
+
+def _kept(function: Any, signature: Any) -> _KernelCache | None:
     """Return where a kernel is kept; None where no folder can be written."""
     try:
-        return _KernelCache(function.py_func)
+        return _KernelCache(function.py_func, signature)
     except RuntimeError:
         return None
+
+
+source_hash()  # now: the files may be others when the first kernel is compiled
