@@ -1,4 +1,4 @@
-"""LSTMForecaster on arrays and objects of pandas: forms, figures, files, errors."""
+"""LSTMForecaster on arrays and objects of pandas: forms, figures, files."""
 
 import numpy
 import pandas

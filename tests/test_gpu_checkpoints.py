@@ -6,6 +6,7 @@ from full import only_in_full
 from gpu_on_cpu import record
 from gpu_on_cpu.driver.recorder import Copy, Synchronisation
 
+pytest.importorskip("safetensors", reason="safetensors is not installed: no checkpoints")
 pytestmark = pytest.mark.gpu_on_cpu
 
 EPOCHS = 2

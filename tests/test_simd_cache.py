@@ -102,20 +102,13 @@ print(sum(packing.unpack_bias.stats.cache_hits.values()))
 """
 
 
-@pytest.mark.parametrize("other", ["version", "signature"])
-def test_code_of_others_is_not_taken_for_ours(compiled_copy, other):
+def test_code_of_an_older_version_is_not_taken_for_ours(compiled_copy):
     """Where a process has written the index of its code, and not the code yet."""
-    if other == "version":
-        source = compiled_copy / "cupy_lstm" / "simd" / "barrier.py"
-        source.write_text(source.read_text() + "\n# changed\n")
-        dtype = "float32"
-    else:
-        dtype = "float64"
+    source = compiled_copy / "cupy_lstm" / "simd" / "barrier.py"
+    source.write_text(source.read_text() + "\n# changed\n")
     for action, hits in (("stop", 0), ("go on", 0), ("go on", 1)):
-        printed, _ = run_script(STOPPED, dtype, action, folder=compiled_copy)
+        printed, _ = run_script(STOPPED, "float32", action, folder=compiled_copy)
         assert int(printed) == hits
-    printed, _ = run_script(STOPPED, "float32", "go on", folder=compiled_copy)
-    assert int(printed) == 1
 
 
 def test_each_signature_has_files_of_its_own(compiled_copy):
@@ -176,15 +169,42 @@ def test_works_where_nothing_can_be_kept(copy, tmp_path):
     assert not kept(tmp_path)
 
 
-@pytest.mark.parametrize("damage", ["cut", "removed"])
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+DAMAGES = {
+    "both-cut": ("*.nb[ci]", cut),
+    "code-cut": ("*.nbc", cut),
+    "code-empty": ("*.nbc", lambda path: path.write_bytes(b"")),
+    "code-removed": ("*.nbc", Path.unlink),
+    "index-removed": ("*.nbi", Path.unlink),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_cache_is_no_error(compiled_copy, damage):
-    for path in compiled_copy.rglob("*.nb[ci]"):
-        if damage == "cut":
-            path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        elif path.suffix == ".nbc":
-            path.unlink()
-    compile_in(compiled_copy)
-    assert compile_in(compiled_copy) == "", "and it has been mended"
+    pattern, spoil = DAMAGES[damage]
+    for path in list(compiled_copy.rglob(pattern)):
+        spoil(path)
+    for hits in (0, 1):  # and it has been mended
+        printed, _ = run_script(STOPPED, "float32", "go on", folder=compiled_copy)
+        assert int(printed) == hits
+
+
+def test_an_index_that_cannot_be_written_costs_the_copy_alone(compiled_copy):
+    for path in list(compiled_copy.rglob("*.nbi")):
+        path.unlink()
+        path.mkdir()
+    printed, _ = run_script(STOPPED, "float32", "go on", folder=compiled_copy)
+    assert int(printed) == 0
+
+
+def test_what_nobody_can_tell_the_sources_of_is_not_kept(copy, monkeypatch, tmp_path):
+    monkeypatch.setattr(compiled, "__file__", str(tmp_path / "none" / "compiled.py"))
+    assert compiled.source_hash.__wrapped__() == ""
+    monkeypatch.setattr(compiled, "source_hash", lambda: "")
+    assert compiled._kept(compiled.programs.fill, compiled.ROUTINES[compiled.programs.fill]) is None
 
 
 def test_two_processes_at_once(copy):

@@ -204,6 +204,7 @@ def test_a_clock_that_is_no_use_harms_nobody(steps, kernels, monkeypatch):
     for _ in range(3):
         parts, late = meeting(kernels, 2)
         with threads.crew() as team:
+            assert threads._workers[0]._seconds_a_look > 0
             team.run(threads.Task(parts))
         assert not late
     assert threads._workers[0].is_alive()

@@ -154,7 +154,7 @@ def _compile(function: Any, signature: Any, dtype: str = "") -> Any:
         function._cache = kept
     try:
         function.compile(signature)
-    except OSError:  # a full disk costs the copy, not the kernel
+    except Exception:  # a full disk, or half a file, costs the copy, not the kernel
         function._cache = caching.NullCache()
         function.compile(signature)
     return function.overloads[signature.args]
@@ -177,11 +177,12 @@ def _announce(dtype: str, place: str) -> None:
 
 @cache
 def source_hash() -> str:
-    """Return a hash of all sources of kernels."""
+    """Return a hash of all sources of kernels; an empty one where they are no files."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.rglob("*.py")):
+    paths = [path for path in sorted(Path(__file__).parent.rglob("*.py")) if path.is_file()]
+    for path in paths:
         digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
+    return digest.hexdigest() if paths else ""
 
 
 class _AllSources:
@@ -223,7 +224,7 @@ class _KernelCache(caching.FunctionCache):
         base = self._impl.filename_base  # the function, its line, and the version of Python
         self._ours = f"{base}-{source_hash()[:12]}-"
         name, _, line = base.rpartition("-")
-        self._all = f"{name}-*.{line.partition('.')[2]}*.nb[ic]"
+        self._all = f"{name}-*.{line.partition('.')[2]}-*.nb[ic]"
         key = hashlib.sha256(repr((self._index, numba.__version__)).encode()).hexdigest()[:12]
         self._cache_file = caching.IndexDataCacheFile(
             self._cache_path, self._ours + key, self._impl.locator.get_source_stamp()
@@ -234,11 +235,19 @@ class _KernelCache(caching.FunctionCache):
         try:
             return self._index in self._cache_file._load_index()
         except Exception:  # what unpickling half a file raises is not foreseeable
-            self.flush()
+            with suppress(OSError):
+                self.flush()
             return False
 
+    def load_overload(self, signature: Any, target: Any) -> Any:
+        """Return what is kept; None where it is damaged, too: then it is compiled and kept anew."""
+        try:
+            return super().load_overload(signature, target)
+        except Exception:
+            return None
+
     def save_overload(self, signature: Any, result: Any) -> None:
-        """Keep what was compiled, and remove what other versions have left."""
+        """Keep what was compiled, and remove what other versions have left of this kernel."""
         super().save_overload(signature, result)
         for path in Path(self._cache_path).glob(self._all):
             if not path.name.startswith(self._ours):
@@ -248,6 +257,8 @@ class _KernelCache(caching.FunctionCache):
 
 def _kept(function: Any, signature: Any) -> _KernelCache | None:
     """Return where a kernel is kept; None where no folder can be written."""
+    if not source_hash():  # as in a frozen application: nothing tells versions apart
+        return None
     try:
         return _KernelCache(function.py_func, signature)
     except RuntimeError:
