@@ -15,7 +15,7 @@ from cupy_lstm.simd import layout, ready, threads
 PACKAGE = Path(cupy_lstm.__file__).resolve().parent
 TESTS = Path(__file__).resolve().parent
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-SECONDS = 60
+SECONDS = 300
 """After which a script that should have ended is taken to hang."""
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from simd_bed import PACKAGE, run_script
+from simd_bed import PACKAGE, SECONDS, run_script
 
 from cupy_lstm import LSTM, engine, engines, explain_plan, plan, warmup
 from cupy_lstm.simd import compiled
@@ -215,7 +215,7 @@ def test_two_processes_at_once(copy):
         for _ in range(2)
     ]
     for process in both:
-        _, errors = process.communicate(timeout=60)
+        _, errors = process.communicate(timeout=SECONDS)
         assert process.returncode == 0, errors
     assert len(kept(copy)) == 4
 
