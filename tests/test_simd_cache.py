@@ -200,7 +200,7 @@ def test_an_index_that_cannot_be_written_costs_the_copy_alone(compiled_copy):
     assert int(printed) == 0
 
 
-def test_what_nobody_can_tell_the_sources_of_is_not_kept(copy, monkeypatch, tmp_path):
+def test_what_nobody_can_tell_the_sources_of_is_not_kept(monkeypatch, tmp_path):
     monkeypatch.setattr(compiled, "__file__", str(tmp_path / "none" / "compiled.py"))
     assert compiled.source_hash.__wrapped__() == ""
     monkeypatch.setattr(compiled, "source_hash", lambda: "")
